@@ -100,7 +100,6 @@ func (s *Supervisor) beginTurn(now time.Time, turn replacement) bool {
 		// There is no old worker to keep: the new version may cure what failed.
 		st.failures, st.streak = 0, 0
 		s.move(now, st, Down)
-		s.startMore(now)
 		return false
 	case Draining, Stopping, Killing:
 		return false // it goes already
@@ -110,7 +109,6 @@ func (s *Supervisor) beginTurn(now time.Time, turn replacement) bool {
 	if turn.surge {
 		fresh := s.addSeat(st.Slot, st.ID)
 		s.turn.fresh = fresh.ID
-		s.startMore(now)
 		return true
 	}
 	s.turn.fresh = st.ID

@@ -200,7 +200,6 @@ func (s *Supervisor) tick(now time.Time) {
 	}
 	switch s.phase {
 	case Running:
-		s.startMore(now)
 	case Lingering:
 		if due(s.lingerBy) {
 			s.begin(now, s.stopSignal, s.stopBy)

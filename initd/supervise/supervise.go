@@ -23,9 +23,11 @@ type Supervisor struct {
 	wanted int
 	serve  bool
 
-	everReady bool
-	code      int
-	killed    bool // a worker had to be killed in the stop
+	begun      bool // Begin has been seen
+	everReady  bool
+	code       int
+	failedCode int  // of the worker that was the last to reach its start limit
+	killed     bool // a worker had to be killed in the stop
 
 	stopSignal int
 	interrupts int
@@ -88,7 +90,7 @@ func (s *Supervisor) Step(now time.Time, ev Event) []Effect {
 	s.out = nil
 	switch ev := ev.(type) {
 	case Begin:
-		s.startMore(now)
+		s.begun = true
 	case Started:
 		s.started(now, ev)
 	case StartFailed:
@@ -120,7 +122,25 @@ func (s *Supervisor) Step(now time.Time, ev Event) []Effect {
 	case Tick:
 		s.tick(now)
 	}
+	s.settle(now)
 	return s.out
+}
+
+// settle does what follows from the state alone, whatever event led to it: it
+// comes last in every step, so that a decision to end is made before anything
+// could be started (law 7), and nothing that waits is ever forgotten.
+func (s *Supervisor) settle(now time.Time) {
+	if s.phase != Running {
+		return
+	}
+	s.promote(now)
+	if s.exhausted() {
+		s.exhaust(now)
+		return
+	}
+	if s.begun {
+		s.startMore(now)
+	}
 }
 
 // Deadline is the earliest moment at which a Tick has something to do.
@@ -241,9 +261,6 @@ func (s *Supervisor) addSeat(slot, replaces int) *seat {
 // ready nor StartSpacing old holds up the next ones. One Start is under way at a
 // time; its answer starts the next, so that no Start can be outrun by a stop.
 func (s *Supervisor) startMore(now time.Time) {
-	if s.phase != Running {
-		return
-	}
 	starting := 0
 	for _, st := range s.seats {
 		if st.State == Starting && st.PID == 0 {
@@ -277,7 +294,6 @@ func (s *Supervisor) started(now time.Time, ev Started) {
 		st.deadline = now.Add(s.policy.StartTimeout)
 	}
 	s.note(Info, "worker started", slotAttr(st), Attr{"pid", st.PID})
-	s.startMore(now)
 }
 
 func (s *Supervisor) startFailed(now time.Time, ev StartFailed) {
@@ -348,38 +364,30 @@ func (s *Supervisor) ended(now time.Time, st *seat, attrs []Attr, text string, t
 		say(Info, "starting again")
 		st.Restarts++
 		s.move(now, st, Down)
-		s.promote(now)
-		s.startMore(now)
 		return
 	case nextByPolicy:
+	}
+	switch {
+	case transient || s.restarts(status):
+		s.restart(now, st, status, say)
+	case s.policy.Restart == RestartAuto:
+		// What skep reports is what the command itself said; the others are told to
+		// stop because a service that cannot start has to be seen to fail.
+		s.code = status.ExitCode()
+		say(endLevel(status), "ending", Attr{"exit", s.exitCode(s.code)})
+		s.retire(st)
+		s.begin(now, int(sigterm), now.Add(s.grace()))
+		return
+	default:
+		say(endLevel(status), "not restarted")
+		if s.code == 0 {
+			s.code = status.ExitCode()
+		}
+		s.retire(st)
 	}
 	if s.turn != nil && s.turn.fresh == st.ID && !s.turn.surge {
 		s.abortReplacing(now)
 	}
-	if !transient && !s.restarts(status) {
-		switch {
-		case s.policy.Restart == RestartAuto:
-			// What skep reports is what the command itself said; the others are told to
-			// stop because a service that cannot start has to be seen to fail.
-			s.code = status.ExitCode()
-			say(endLevel(status), "ending", Attr{"exit", s.exitCode(s.code)})
-			s.retire(st)
-			s.begin(now, int(sigterm), now.Add(s.grace()))
-		default:
-			say(endLevel(status), "not restarted")
-			if s.code == 0 {
-				s.code = status.ExitCode()
-			}
-			s.retire(st)
-			if len(s.seats) == 0 {
-				s.sweep(now)
-			} else {
-				s.promote(now)
-			}
-		}
-		return
-	}
-	s.restart(now, st, status, say)
 }
 
 // restarts tells whether the policy wants a start after this end.
@@ -414,13 +422,8 @@ func (s *Supervisor) restart(now time.Time, st *seat, status Status, say func(Le
 	switch {
 	case s.policy.StartLimit > 0 && st.failures >= s.policy.StartLimit:
 		s.move(now, st, Failed)
-		if s.allFailed() {
-			say(Error, "start-limit-hit, ending", Attr{"exit", s.exitCode(status.ExitCode())})
-			s.code = status.ExitCode()
-			s.begin(now, int(sigterm), now.Add(s.grace()))
-			return
-		}
-		say(Error, "start-limit-hit, the slot stays empty while others serve", Attr{"deaths", st.failures})
+		s.failedCode = status.ExitCode()
+		say(Error, "start-limit-hit, the slot stays empty", Attr{"deaths", st.failures})
 	case st.ready && status == Status{} && up >= settled:
 		say(Info, "replacing at once")
 		s.move(now, st, Down)
@@ -431,8 +434,6 @@ func (s *Supervisor) restart(now time.Time, st *seat, status Status, say func(Le
 		st.deadline = now.Add(delay)
 		say(Warn, "restarting", Attr{"delay", delay}, Attr{"restarts", st.Restarts})
 	}
-	s.promote(now)
-	s.startMore(now)
 }
 
 func (s *Supervisor) jitter() float64 {
@@ -455,13 +456,24 @@ func backoff(first, limit time.Duration, n int, r float64) time.Duration {
 	return d + time.Duration(r*0.1*float64(d))
 }
 
-func (s *Supervisor) allFailed() bool {
+// exhausted tells whether nothing is left that runs or could start again.
+func (s *Supervisor) exhausted() bool {
 	for _, st := range s.seats {
 		if st.State != Failed {
 			return false
 		}
 	}
 	return true
+}
+
+// exhaust ends skep when it is exhausted: with the status of the worker that
+// failed last, or else with the first one that was not 0.
+func (s *Supervisor) exhaust(now time.Time) {
+	if len(s.seats) > 0 {
+		s.code = s.failedCode
+		s.note(Error, "start-limit-hit in every slot", Attr{"next", "ending"}, Attr{"exit", s.exitCode(s.code)})
+	}
+	s.begin(now, int(sigterm), now.Add(s.grace()))
 }
 
 func (s *Supervisor) becameReady(now time.Time, st *seat) {
@@ -477,18 +489,13 @@ func (s *Supervisor) becameReady(now time.Time, st *seat) {
 			s.drainSeat(now, old, s.turn.cause, nextRetire)
 		}
 	}
-	s.promote(now)
 	if s.turn != nil && s.turn.fresh == st.ID && s.byID(s.turn.seat) == st {
 		s.continueReplacing(now)
 	}
-	s.startMore(now)
 }
 
 // promote lets ready spares serve until as many workers serve as are wanted.
 func (s *Supervisor) promote(now time.Time) {
-	if s.phase != Running {
-		return
-	}
 	serving := 0
 	for _, st := range s.seats {
 		if st.State == Ready {
@@ -525,7 +532,6 @@ func (s *Supervisor) drainSeat(now time.Time, st *seat, cause Cause, then next) 
 			s.continueReplacing(now)
 		} else {
 			s.move(now, st, Down)
-			s.startMore(now)
 		}
 	case Draining, Stopping, Killing:
 	}
@@ -579,7 +585,6 @@ func (s *Supervisor) hung(now time.Time, ev Hung) {
 	st.cause, st.next = CauseHang, nextStart
 	st.deadline = now.Add(s.policy.HangGrace)
 	s.emit(Kill{Seat: st.ID, PID: st.PID, Signal: s.policy.HangSignal})
-	s.promote(now)
 }
 
 func (s *Supervisor) scale(now time.Time, ev Scale) {
@@ -596,8 +601,6 @@ func (s *Supervisor) scale(now time.Time, ev Scale) {
 	for surplus := s.surplus(); len(surplus) > 0; surplus = s.surplus() {
 		s.drainSeat(now, surplus[len(surplus)-1], CauseScale, nextRetire)
 	}
-	s.promote(now)
-	s.startMore(now)
 }
 
 // surplus lists the lasting seats over the wanted number, lowest slot first.
