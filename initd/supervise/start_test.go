@@ -64,3 +64,18 @@ func TestEndsWhenTheLastReplacementDies(t *testing.T) {
 	sc.step(Reload{Surge: true}).exit(0, 3).clear() // gone for good while its successor starts
 	sc.exit(1, 4).want("retire 1, sweep TERM").step(Childless{}).want("quit 3").wantOver()
 }
+
+// Two slow starts at different ages must not leave a deadline in the past: the
+// loop would spin until the younger one is old enough.
+func TestDeadlineIsWhenTheNextMayStart(t *testing.T) {
+	p := service(3)
+	p.StartParallel = 1
+	sc := play(t, p)
+	sc.want("start 0 in slot 0").after(999 * time.Millisecond).want("")
+	sc.after(time.Millisecond).want("start 1 in slot 1") // 0 is not ready, but a second old
+	at, _ := sc.s.Deadline()
+	if got := at.Sub(sc.now); got != time.Second {
+		t.Errorf("deadline in %v, want 1s", got)
+	}
+	sc.after(time.Second).want("start 2 in slot 2")
+}

@@ -1,7 +1,8 @@
 package supervise
 
 import (
-	"sort"
+	"cmp"
+	"slices"
 	"time"
 )
 
@@ -163,20 +164,35 @@ func (s *Supervisor) Deadline() (time.Time, bool) {
 		earliest(s.quitBy)
 	case Running:
 	}
-	waiting := false
-	for _, st := range s.seats {
-		waiting = waiting || st.State == Down
-	}
 	for _, st := range s.seats {
 		earliest(st.deadline)
 		if st.State == Starting && s.phase == Running {
 			earliest(s.readyAt(st))
-			if waiting {
-				earliest(st.Started.Add(s.policy.StartSpacing))
-			}
 		}
 	}
+	earliest(s.nextTurn())
 	return at, !at.IsZero()
+}
+
+// nextTurn is when a seat that waits may start, if the ones before it stay as
+// they are; zero when none waits.
+func (s *Supervisor) nextTurn() time.Time {
+	var started []time.Time
+	waiting := false
+	for _, st := range s.seats {
+		switch st.State {
+		case Starting:
+			started = append(started, st.Started)
+		case Down:
+			waiting = true
+		case Ready, Draining, Stopping, Killing, Backoff, Standby, Failed:
+		}
+	}
+	if !waiting || s.phase != Running || len(started) < s.policy.StartParallel {
+		return time.Time{}
+	}
+	slices.SortFunc(started, time.Time.Compare)
+	return started[len(started)-s.policy.StartParallel].Add(s.policy.StartSpacing)
 }
 
 // Seats returns a copy of every seat, in slot order.
@@ -253,7 +269,7 @@ func (s *Supervisor) addSeat(slot, replaces int) *seat {
 	st := &seat{Seat: Seat{ID: s.nextID, Slot: slot}, replaces: replaces}
 	s.nextID++
 	s.seats = append(s.seats, st)
-	sort.SliceStable(s.seats, func(i, j int) bool { return s.seats[i].Slot < s.seats[j].Slot })
+	slices.SortStableFunc(s.seats, func(a, b *seat) int { return cmp.Compare(a.Slot, b.Slot) })
 	return st
 }
 
