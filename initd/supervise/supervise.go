@@ -496,6 +496,10 @@ func (s *Supervisor) becameReady(now time.Time, st *seat) {
 	st.ready, st.failures = true, 0
 	s.everReady = true
 	s.note(Info, "worker ready", slotAttr(st), Attr{"pid", st.PID}, Attr{"after", now.Sub(st.Started)})
+	if s.phase != Running {
+		s.move(now, st, Ready) // it serves with the others until the drain delay is over
+		return
+	}
 	s.move(now, st, Standby)
 	if st.replaces >= 0 {
 		old := s.byID(st.replaces)
