@@ -2,6 +2,7 @@ package supervise
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"time"
 )
@@ -432,7 +433,7 @@ func (s *Supervisor) restart(now time.Time, st *seat, status Status, say func(Le
 	} else {
 		st.failures++
 	}
-	if up >= s.policy.ResetAfter {
+	if s.policy.ResetAfter > 0 && up >= s.policy.ResetAfter {
 		st.streak = 0
 	}
 	switch {
@@ -463,13 +464,18 @@ func (s *Supervisor) jitter() float64 {
 // doubles up to the limit, and r in [0, 1) adds up to 10 %.
 func backoff(first, limit time.Duration, n int, r float64) time.Duration {
 	d := first
-	for ; n > 0 && d < limit; n-- {
+	for ; n > 0 && d > 0 && d < limit; n-- {
+		if d > limit/2 {
+			d = limit
+			break
+		}
 		d *= 2
 	}
 	if limit > 0 && d > limit {
 		d = limit
 	}
-	return d + time.Duration(r*0.1*float64(d))
+	more := time.Duration(r * 0.1 * float64(d))
+	return d + min(more, math.MaxInt64-d)
 }
 
 // exhausted tells whether nothing is left that runs or could start again.
