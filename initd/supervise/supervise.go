@@ -386,7 +386,7 @@ func (s *Supervisor) ended(now time.Time, st *seat, attrs []Attr, text string, t
 	}
 	switch {
 	case transient || s.restarts(status):
-		s.restart(now, st, status, say)
+		s.restart(now, st, transient, say)
 	case s.policy.Restart == RestartAuto:
 		// What skep reports is what the command itself said; the others are told to
 		// stop because a service that cannot start has to be seen to fail.
@@ -425,19 +425,24 @@ func (s *Supervisor) restarts(status Status) bool {
 	return !success || s.serve && s.wanted > 1
 }
 
-func (s *Supervisor) restart(now time.Time, st *seat, status Status, say func(Level, string, ...Attr)) {
+// restart starts a seat again, now, later, or never when it is over its start
+// limit. A start that only lacked a resource is no death: it is tried again for
+// as long as the resource lacks.
+func (s *Supervisor) restart(now time.Time, st *seat, transient bool, say func(Level, string, ...Attr)) {
+	status := st.Last.Status
 	st.Restarts++
 	up := now.Sub(st.Started)
-	if st.ready {
+	switch {
+	case st.ready:
 		st.failures = 0
-	} else {
+	case !transient:
 		st.failures++
 	}
 	if s.policy.ResetAfter > 0 && up >= s.policy.ResetAfter {
 		st.streak = 0
 	}
 	switch {
-	case s.policy.StartLimit > 0 && st.failures >= s.policy.StartLimit:
+	case s.policy.StartLimit > 0 && !transient && st.failures >= s.policy.StartLimit:
 		s.move(now, st, Failed)
 		s.failedCode = status.ExitCode()
 		say(Error, "start-limit-hit, the slot stays empty", Attr{"deaths", st.failures})
