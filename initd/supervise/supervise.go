@@ -16,6 +16,10 @@ const giveUp = 900 * time.Millisecond
 // end to be normal life (a server that counts requests) and not a loop.
 const settled = time.Second
 
+// timedOut is the exit code for a first start that took too long, as for a step
+// before the start and as of timeout(1).
+const timedOut = 124
+
 // Supervisor is the state of all seats. It is used by one goroutine.
 type Supervisor struct {
 	policy Policy
@@ -385,12 +389,12 @@ func (s *Supervisor) ended(now time.Time, st *seat, attrs []Attr, text string, t
 	case nextByPolicy:
 	}
 	switch {
-	case transient || s.restarts(status):
+	case transient || s.restarts(st.Last):
 		s.restart(now, st, transient, say)
 	case s.policy.Restart == RestartAuto:
 		// What skep reports is what the command itself said; the others are told to
 		// stop because a service that cannot start has to be seen to fail.
-		s.code = status.ExitCode()
+		s.code = st.Last.code()
 		say(endLevel(status), "ending", Attr{"exit", s.exitCode(s.code)})
 		s.retire(st)
 		s.begin(now, int(sigterm), now.Add(s.grace()))
@@ -398,7 +402,7 @@ func (s *Supervisor) ended(now time.Time, st *seat, attrs []Attr, text string, t
 	default:
 		say(endLevel(status), "not restarted")
 		if s.code == 0 {
-			s.code = status.ExitCode()
+			s.code = st.Last.code()
 		}
 		s.retire(st)
 	}
@@ -407,9 +411,18 @@ func (s *Supervisor) ended(now time.Time, st *seat, attrs []Attr, text string, t
 	}
 }
 
+// code is what skep ends with when it ends for this one. A start that took too
+// long is a failure even if the worker answers the stop signal with 0.
+func (e *End) code() int {
+	if e.Status == (Status{}) && e.Cause == CauseStartTimeout {
+		return timedOut
+	}
+	return e.Status.ExitCode()
+}
+
 // restarts tells whether the policy wants a start after this end.
-func (s *Supervisor) restarts(status Status) bool {
-	success := status == Status{}
+func (s *Supervisor) restarts(end *End) bool {
+	success := end.code() == 0
 	switch s.policy.Restart {
 	case RestartAlways:
 		return true
@@ -444,7 +457,7 @@ func (s *Supervisor) restart(now time.Time, st *seat, transient bool, say func(L
 	switch {
 	case s.policy.StartLimit > 0 && !transient && st.failures >= s.policy.StartLimit:
 		s.move(now, st, Failed)
-		s.failedCode = status.ExitCode()
+		s.failedCode = st.Last.code()
 		say(Error, "start-limit-hit, the slot stays empty", Attr{"deaths", st.failures})
 	case st.ready && status == Status{} && up >= settled:
 		say(Info, "replacing at once")
