@@ -31,7 +31,7 @@ func (s *Supervisor) signal(now time.Time, sig int) {
 	if s.serve && !mapped {
 		switch sig {
 		case s.policy.ReloadSignal:
-			s.reload(now, Reload{Surge: true})
+			s.reload(Reload{Surge: true})
 			return
 		case sigtstp, sigttin, sigttou:
 			// Job control is between a shell and the command on its terminal; several

@@ -76,6 +76,7 @@ type replacement struct {
 	cause  Cause
 	surge  bool
 	reload bool
+	failed bool // the new process died: nothing more is expected of this turn
 }
 
 // New returns the supervisor in its first state. Nothing happens before Begin.
@@ -114,11 +115,11 @@ func (s *Supervisor) Step(now time.Time, ev Event) []Effect {
 	case Hung:
 		s.hung(now, ev)
 	case Recycle:
-		s.recycle(now, ev)
+		s.recycle(ev)
 	case Scale:
-		s.scale(now, ev)
+		s.scale(ev)
 	case Reload:
-		s.reload(now, ev)
+		s.reload(ev)
 	case Signal:
 		s.signal(now, ev.Signal)
 	case Childless:
@@ -132,13 +133,16 @@ func (s *Supervisor) Step(now time.Time, ev Event) []Effect {
 	return s.out
 }
 
-// settle does what follows from the state alone, whatever event led to it: it
-// comes last in every step, so that a decision to end is made before anything
+// settle does what follows from the state alone, whatever event led to it:
+// surplus workers go, the next one is replaced, spares serve, seats that wait
+// start, and skep ends when there is nothing left to do. It comes last in every step, so that a decision to end is made before anything
 // could be started (law 7), and nothing that waits is ever forgotten.
 func (s *Supervisor) settle(now time.Time) {
 	if s.phase != Running {
 		return
 	}
+	s.trim(now)
+	s.continueReplacing(now)
 	s.promote(now)
 	if s.exhausted() {
 		s.exhaust(now)
@@ -291,18 +295,32 @@ func (s *Supervisor) startMore(now time.Time) {
 			starting++
 		}
 	}
-	for _, st := range s.seats {
-		if st.State != Down {
-			continue
-		}
-		if starting >= s.policy.StartParallel {
-			return
-		}
-		s.move(now, st, Starting)
-		st.Started, st.ready, st.cause, st.next = now, false, "", nextByPolicy
-		s.emit(Start{Seat: st.ID, Slot: st.Slot})
+	if starting >= s.policy.StartParallel {
 		return
 	}
+	st := s.nextToStart()
+	if st == nil {
+		return
+	}
+	s.move(now, st, Starting)
+	st.Started, st.ready, st.cause, st.next = now, false, "", nextByPolicy
+	s.emit(Start{Seat: st.ID, Slot: st.Slot})
+}
+
+// nextToStart is the seat whose turn it is, or nil: a worker that is missing
+// comes before one that replaces another.
+func (s *Supervisor) nextToStart() *seat {
+	var replacing *seat
+	for _, st := range s.seats {
+		switch {
+		case st.State != Down:
+		case st.replaces < 0:
+			return st
+		case replacing == nil:
+			replacing = st
+		}
+	}
+	return replacing
 }
 
 func (s *Supervisor) started(now time.Time, ev Started) {
@@ -369,24 +387,25 @@ func (s *Supervisor) ended(now time.Time, st *seat, attrs []Attr, text string, t
 	say := func(level Level, consequence string, more ...Attr) {
 		s.note(level, text, append(append(attrs, Attr{"next", consequence}), more...)...)
 	}
-	if st.replaces >= 0 {
-		say(Error, "reload aborted, the old workers stay")
-		s.retire(st)
-		s.abortReplacing(now)
-		return
-	}
-	switch st.next {
-	case nextRetire:
+	switch {
+	case st.next == nextRetire:
 		say(Info, "slot closed")
 		s.retire(st)
-		s.continueReplacing(now)
 		return
-	case nextStart:
+	case st.replaces >= 0:
+		say(Error, "the replacement is given up, the old worker stays")
+		s.abortReplacing(st)
+		s.turn = nil
+		s.retire(st)
+		return
+	case st.next == nextStart:
 		say(Info, "starting again")
 		st.Restarts++
 		s.move(now, st, Down)
 		return
-	case nextByPolicy:
+	}
+	if s.turn != nil && s.turn.fresh == st.ID {
+		s.abortReplacing(st)
 	}
 	switch {
 	case transient || s.restarts(st.Last):
@@ -405,9 +424,6 @@ func (s *Supervisor) ended(now time.Time, st *seat, attrs []Attr, text string, t
 			s.code = st.Last.code()
 		}
 		s.retire(st)
-	}
-	if s.turn != nil && s.turn.fresh == st.ID && !s.turn.surge {
-		s.abortReplacing(now)
 	}
 }
 
@@ -529,30 +545,33 @@ func (s *Supervisor) becameReady(now time.Time, st *seat) {
 		old := s.byID(st.replaces)
 		st.replaces = -1
 		if old != nil {
-			s.move(now, st, Ready)
+			if old.State == Ready {
+				s.move(now, st, Ready)
+			}
 			s.drainSeat(now, old, s.turn.cause, nextRetire)
 		}
 	}
-	if s.turn != nil && s.turn.fresh == st.ID && s.byID(s.turn.seat) == st {
-		s.continueReplacing(now)
-	}
 }
 
-// promote lets ready spares serve until as many workers serve as are wanted.
+// promote lets ready spares serve until as many workers serve as are wanted;
+// those over that number become spares.
 func (s *Supervisor) promote(now time.Time) {
-	serving := 0
+	missing := s.wanted
 	for _, st := range s.seats {
 		if st.State == Ready {
-			serving++
+			missing--
 		}
 	}
 	for _, st := range s.seats {
-		if serving >= s.wanted {
-			return
-		}
-		if st.State == Standby && st.replaces < 0 {
+		if missing > 0 && st.State == Standby {
 			s.move(now, st, Ready)
-			serving++
+			missing--
+		}
+	}
+	for _, st := range slices.Backward(s.seats) {
+		if missing < 0 && st.State == Ready {
+			s.move(now, st, Standby)
+			missing++
 		}
 	}
 }
@@ -573,7 +592,6 @@ func (s *Supervisor) drainSeat(now time.Time, st *seat, cause Cause, then next) 
 	case Down, Backoff, Failed:
 		if then == nextRetire {
 			s.retire(st)
-			s.continueReplacing(now)
 		} else {
 			s.move(now, st, Down)
 		}
@@ -631,7 +649,7 @@ func (s *Supervisor) hung(now time.Time, ev Hung) {
 	s.emit(Kill{Seat: st.ID, PID: st.PID, Signal: s.policy.HangSignal})
 }
 
-func (s *Supervisor) scale(now time.Time, ev Scale) {
+func (s *Supervisor) scale(ev Scale) {
 	if s.phase != Running || ev.Workers < 1 {
 		return
 	}
@@ -642,23 +660,6 @@ func (s *Supervisor) scale(now time.Time, ev Scale) {
 	s.note(Info, "number of workers changes", Attr{"from", s.wanted}, Attr{"to", ev.Workers}, Attr{"why", ev.Why})
 	s.wanted = ev.Workers
 	s.fill()
-	for surplus := s.surplus(); len(surplus) > 0; surplus = s.surplus() {
-		s.drainSeat(now, surplus[len(surplus)-1], CauseScale, nextRetire)
-	}
-}
-
-// surplus lists the lasting seats over the wanted number, lowest slot first.
-func (s *Supervisor) surplus() []*seat {
-	var lasting []*seat
-	for _, st := range s.seats {
-		if st.lasting() {
-			lasting = append(lasting, st)
-		}
-	}
-	if n := s.wanted + s.policy.Standby; len(lasting) > n {
-		return lasting[n:]
-	}
-	return nil
 }
 
 func slotAttr(st *seat) Attr { return Attr{"slot", st.Slot} }
