@@ -1,3 +1,10 @@
 module skep
 
 go 1.26
+
+require github.com/containerd/cgroups/v3 v3.1.3
+
+require (
+	github.com/moby/sys/userns v0.1.0 // indirect
+	golang.org/x/sys v0.27.0 // indirect
+)
