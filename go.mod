@@ -7,4 +7,7 @@ require (
 	golang.org/x/sys v0.49.0
 )
 
-require github.com/moby/sys/userns v0.1.0 // indirect
+require (
+	github.com/google/go-cmp v0.7.0
+	github.com/moby/sys/userns v0.1.0 // indirect
+)
