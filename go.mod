@@ -2,7 +2,10 @@ module skep
 
 go 1.26
 
-require github.com/containerd/cgroups/v3 v3.1.3
+require (
+	github.com/containerd/cgroups/v3 v3.1.3
+	github.com/google/go-cmp v0.7.0
+)
 
 require (
 	github.com/moby/sys/userns v0.1.0 // indirect
