@@ -10,4 +10,5 @@ require (
 require (
 	github.com/google/go-cmp v0.7.0
 	github.com/moby/sys/userns v0.1.0 // indirect
+	pgregory.net/rapid v1.3.0
 )
