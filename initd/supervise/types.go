@@ -98,7 +98,7 @@ type Policy struct {
 
 	Restart    Restart
 	Delay      time.Duration // before the second start in a row
-	MaxDelay   time.Duration
+	MaxDelay   time.Duration // the delay doubles up to this one; it stays as it is without
 	ResetAfter time.Duration // a worker up for so long starts from Delay again
 	StartLimit int           // deaths before ready in a row; 0 is no limit
 
