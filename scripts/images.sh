@@ -4,7 +4,8 @@
 #   debian:bookworm-slim         a minimal Debian, under the name that a
 #                                Dockerfile would ask a registry for
 #   skep-test/servers:bookworm   the same with the servers that skep runs:
-#                                uvicorn, gunicorn, hypercorn, node, java
+#                                uvicorn, gunicorn, hypercorn, node, java; and
+#                                the inits that it is compared with
 #
 # Packages come from the mirror that this machine's own apt uses. An image that
 # is up to date is left alone; a debian:bookworm-slim that somebody pulled is
@@ -23,6 +24,7 @@ packages=(
 	python3-fastapi python3-httptools python3-hypercorn python3-uvicorn python3-uvloop
 	nodejs
 	default-jre-headless
+	tini dumb-init catatonit
 )
 # Both images carry this label, with the hash of this script as its value: a
 # changed script makes new images.
