@@ -10,5 +10,7 @@ require (
 require (
 	github.com/google/go-cmp v0.7.0
 	github.com/moby/sys/userns v0.1.0 // indirect
+	github.com/rogpeppe/go-internal v1.16.0
+	golang.org/x/tools v0.26.0 // indirect
 	pgregory.net/rapid v1.3.0
 )
