@@ -25,6 +25,19 @@ const (
 	ShareNone
 )
 
+// Balance says how connections spread over the workers.
+type Balance int
+
+// The ways of --balance.
+const (
+	// BalanceSteer gives a connection to a worker that is free.
+	BalanceSteer Balance = iota
+	// BalanceHash leaves the choice to the kernel's hash of the addresses.
+	BalanceHash
+	// BalanceSingle has one socket for all workers.
+	BalanceSingle
+)
+
 // Ready says what makes a worker count as ready.
 type Ready int
 
@@ -68,6 +81,7 @@ type Options struct {
 	Share      Share
 	Listen     []Listen
 	SharePorts []uint16
+	Balance    Balance
 	Ready      Ready
 	// ExportWorkers gives the count to one copy that keeps its own workers.
 	ExportWorkers bool

@@ -72,6 +72,7 @@ type loop struct {
 	ports   *port.Set
 	workers map[int]*worker // by seat
 	size    *sizer
+	steer   *steering
 
 	asks    chan *port.Ask
 	hangups chan port.Hangup
@@ -107,7 +108,7 @@ func prepare(o Options, signals *Signals) (*loop, error) {
 			return nil, &Failure{err, launch.ExitCode(err)}
 		}
 	}
-	if l.ports, err = port.NewSet(port.Options{SharePorts: o.SharePorts}); err != nil {
+	if l.ports, err = port.NewSet(port.Options{SharePorts: o.SharePorts, Single: o.Balance == BalanceSingle}); err != nil {
 		return nil, &Failure{err, ExitOwnFault}
 	}
 	// The workers' directory is today's; skep's own becomes / so that it holds no
@@ -121,7 +122,7 @@ func prepare(o Options, signals *Signals) (*loop, error) {
 	if o.Policy.Jitter == nil {
 		l.o.Policy.Jitter = jitter()
 	}
-	l.size = newSizer(l)
+	l.size, l.steer = newSizer(l), newSteering(l)
 	l.decideAtStart()
 	if err := l.holdListeners(); err != nil {
 		l.ports.CloseAll()
@@ -255,6 +256,7 @@ func (l *loop) settle() {
 		l.step(supervise.Childless{})
 	}
 	l.size.observe(time.Now())
+	l.steer.update()
 }
 
 func (l *loop) reap() {

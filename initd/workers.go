@@ -21,6 +21,7 @@ import (
 // worker is what the loop knows of the process in a seat.
 type worker struct {
 	seat, slot, pid int
+	thread          int  // the one that called listen, 0 when unknown
 	listening       bool // on a held socket
 	inspected       bool // for Options.Discover
 	addrs           []port.Addr
@@ -190,7 +191,7 @@ func variable(env []string, name string) string {
 func (l *loop) retire(seat int) {
 	delete(l.workers, seat)
 	delete(l.draining, seat)
-	l.ports.Close(seat)
+	l.steer.leave(seat)
 }
 
 // executable is the path by which a child finds this very program, even if the
