@@ -3,6 +3,7 @@ package initd
 import (
 	"time"
 
+	"skep/compat"
 	"skep/initd/supervise"
 	"skep/internal/logger"
 	"skep/port"
@@ -72,6 +73,9 @@ type Options struct {
 	Discover bool
 	// Insist replicates even where one process looks like all the command wants.
 	Insist bool
+
+	// As is the init that skep was called as, nil under its own name.
+	As *compat.Init
 
 	Policy supervise.Policy
 	Sizing sizing.Policy

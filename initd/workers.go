@@ -59,6 +59,9 @@ func (l *loop) start(e supervise.Start) supervise.Event {
 		return failed(err)
 	}
 	l.workers[e.Seat] = w
+	if l.o.As != nil {
+		l.print(l.o.As.Spawned(w.pid))
+	}
 	if ours >= 0 {
 		l.intercept(w, ours)
 	}
@@ -104,6 +107,9 @@ func (l *loop) command(w *worker) (reaper.Command, launch.Spec, error) {
 	}
 	if o.Boring {
 		c.Argv = o.Command
+		if o.As != nil {
+			arrange(&c, o.As)
+		}
 		return c, spec, nil
 	}
 	count := l.size.count()
