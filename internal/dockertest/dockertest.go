@@ -122,20 +122,23 @@ var (
 	built      = map[string]string{}
 )
 
-// Build builds one target of a Dockerfile, both paths under the folder root,
-// and returns the image's id. A target is built once per run of the test
-// binary; the image is removed at its end.
-func Build(t testing.TB, root, dockerfile, target string) string {
+// Build builds a Dockerfile, its path given from the folder root, with build
+// arguments such as "BASE=scratch", and returns the image's id. The same image
+// is built once per run of the test binary and removed at its end.
+func Build(t testing.TB, root, dockerfile string, buildArgs ...string) string {
 	t.Helper()
 	buildMutex.Lock()
 	defer buildMutex.Unlock()
-	key := root + "\x00" + dockerfile + "\x00" + target
+	key := strings.Join(append([]string{root, dockerfile}, buildArgs...), "\x00")
 	if id := built[key]; id != "" {
 		return id
 	}
 	used.Store(true)
-	id := must(t, "build", "--quiet", "--label", Label+"="+runValue,
-		"--file", root+"/"+dockerfile, "--target", target, root)
+	args := []string{"build", "--quiet", "--label", Label + "=" + runValue, "--file", root + "/" + dockerfile}
+	for _, a := range buildArgs {
+		args = append(args, "--build-arg", a)
+	}
+	id := must(t, append(args, root)...)
 	built[key] = id
 	return id
 }
