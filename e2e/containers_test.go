@@ -236,7 +236,7 @@ func TestUvicorn(t *testing.T) {
 			Args:    uvicorn,
 			Publish: []int{8000},
 		})
-		serveCrashStop(t, c, 8000, "/sleep?s=0.02")
+		serveCrashStop(t, c, 8000, "/sleep?s=0.1")
 		if log := c.Logs(); strings.Count(log, "Finished server process") < workers {
 			t.Errorf("uvicorn ended by itself fewer than %d times:\n%s", workers, log)
 		}
@@ -268,7 +268,7 @@ func TestScratch(t *testing.T) {
 		Args:    []string{"/hello"},
 		Publish: []int{8000},
 	})
-	serveCrashStop(t, c, 8000, "/sleep?for=20ms")
+	serveCrashStop(t, c, 8000, "/sleep?for=100ms")
 }
 
 // TestDetectorsSeeAPlainInit runs the same application under an ordinary init,
@@ -292,7 +292,7 @@ func TestDetectorsSeeAPlainInit(t *testing.T) {
 	t.Logf("as it should: %v", err)
 
 	only := requests[0].pid
-	requests, died, held := crashUnderLoad(t, c, url+"/sleep?s=0.02", only)
+	requests, died, held := crashUnderLoad(t, c, url+"/sleep?s=0.1", only)
 	err = lostOnlyInFlight(requests, died, held)
 	if err == nil {
 		t.Fatal("a server that is gone passes for one that lost only what it had accepted")

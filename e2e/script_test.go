@@ -130,6 +130,9 @@ func until(ts *testscript.TestScript, what string, ready func() bool) {
 	deadline := time.Now().Add(eventDeadline)
 	for !ready() {
 		if time.Now().After(deadline) {
+			for name := range ts.Value(startedKey{}).(started) {
+				ts.Logf("%s.err:\n%s", name, ts.ReadFile(name+".err"))
+			}
 			ts.Fatalf("%s: not within %v", what, eventDeadline)
 		}
 		time.Sleep(10 * time.Millisecond)
