@@ -43,7 +43,7 @@ func newBefore(l *loop) (*before, error) {
 	}
 	waits := make([]prestart.Step, len(o.Waits))
 	for i, target := range o.Waits {
-		waits[i] = wait.Step(target, o.WaitTimeout, l.o.LogFormat == logger.JSON)
+		waits[i] = wait.Step(target, o.WaitTimeout, l.o.LogFormat, l.o.LogLevel)
 		waits[i].Path = l.exe
 	}
 	steps := prestart.Plan(waits, o.Steps, files, o.Timeout, o.Retries)

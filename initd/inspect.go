@@ -38,7 +38,7 @@ func (l *loop) inspect(w *worker) {
 func loner(pid int, addrs []port.Addr, foreign []port.Foreign) string {
 	const insist = "; -w N or --share-port PORT runs several"
 	tree, _ := procRoot.Tree(pid)
-	if len(tree) > 0 {
+	if len(tree) > 1 {
 		return "it has forked workers of its own (" + strconv.Itoa(len(tree)) + " processes); --export-workers hands it the number" + insist
 	}
 	loopback := true

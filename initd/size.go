@@ -234,8 +234,11 @@ func (s *sizer) measure(now time.Time) {
 	s.l.offload(func() func() {
 		m := measured{due: due, pss: make(map[int]uint64, len(pids))}
 		for slot, pid := range pids {
-			tree, _ := procRoot.Tree(pid)
-			if memory, err := procRoot.PSS(append(tree, pid)...); err == nil {
+			tree, err := procRoot.Tree(pid)
+			if err != nil {
+				continue // it has ended
+			}
+			if memory, err := procRoot.PSS(tree...); err == nil {
 				m.pss[slot] = memory.Bytes
 			}
 		}

@@ -149,9 +149,10 @@ func (s *Supervisor) killAll(now time.Time) {
 		s.sweepBy = time.Time{}
 		return
 	}
-	s.phase, s.killed = Halting, true
+	s.phase = Halting
 	for _, st := range s.seats {
 		if st.State != Killing {
+			s.killed = true
 			s.killSeat(now, st)
 		}
 	}
@@ -265,7 +266,7 @@ func (s *Supervisor) expired(now time.Time, st *seat) {
 		s.stopSeat(now, st)
 	case Stopping:
 		s.note(Warn, "worker did not end in time", slotAttr(st), Attr{"pid", st.PID}, Attr{"next", "killing it"})
-		if s.phase == Halting {
+		if s.phase != Running {
 			s.killed = true
 		}
 		s.killSeat(now, st)

@@ -16,6 +16,10 @@ const giveUp = 900 * time.Millisecond
 // end to be normal life (a server that counts requests) and not a loop.
 const settled = time.Second
 
+// leastDelay bounds every backoff from below: without one, a start that fails
+// at once would be tried again in a loop that never lets anything else happen.
+const leastDelay = time.Millisecond
+
 // timedOut is the exit code for a first start that took too long, as for a step
 // before the start and as of timeout(1).
 const timedOut = 124
@@ -32,6 +36,7 @@ type Supervisor struct {
 	begun      bool // Begin has been seen
 	everReady  bool
 	code       int
+	goneCode   int  // the first one but 0 of the workers that were not restarted
 	failedCode int  // of the worker that was the last to reach its start limit
 	killed     bool // a worker had to be killed in the stop
 
@@ -426,8 +431,8 @@ func (s *Supervisor) ended(now time.Time, st *seat, attrs []Attr, text string, t
 		return
 	default:
 		say(s.endLevel(status), "not restarted")
-		if s.code == 0 {
-			s.code = st.Last.code()
+		if s.goneCode == 0 {
+			s.goneCode = st.Last.code()
 		}
 		s.retire(st)
 	}
@@ -485,7 +490,7 @@ func (s *Supervisor) restart(now time.Time, st *seat, transient bool, say func(L
 		say(Info, "replacing at once")
 		s.move(now, st, Down)
 	default:
-		delay := backoff(s.policy.Delay, s.policy.MaxDelay, st.streak, s.jitter())
+		delay := max(backoff(s.policy.Delay, s.policy.MaxDelay, st.streak, s.jitter()), leastDelay)
 		st.streak++
 		s.move(now, st, Backoff)
 		st.deadline = now.Add(delay)
@@ -531,6 +536,7 @@ func (s *Supervisor) exhausted() bool {
 // exhaust ends skep when it is exhausted: with the status of the worker that
 // failed last, or else with the first one that was not 0.
 func (s *Supervisor) exhaust(now time.Time) {
+	s.code = s.goneCode
 	if len(s.seats) > 0 {
 		s.code = s.failedCode
 		s.note(Error, "start-limit-hit in every slot", Attr{"next", "ending"}, Attr{"exit", s.exitCode(s.code)})
