@@ -78,11 +78,12 @@ func (s *Supervisor) stopAsked(now time.Time, sig, send int) {
 		send = s.policy.StopSignal
 	}
 	var by time.Time
-	if s.policy.StopTimeout > 0 {
-		by = now.Add(s.policy.StopTimeout)
+	timeout := s.stopTimeout()
+	if timeout > 0 {
+		by = now.Add(timeout)
 	}
-	if s.serve || s.policy.StopTimeout > 0 {
-		s.note(Info, "stopping", Attr{"on", sig}, Attr{"timeout", s.policy.StopTimeout})
+	if s.serve || timeout > 0 {
+		s.note(Info, "stopping", Attr{"on", sig}, Attr{"timeout", timeout})
 	}
 	if !s.serve && len(s.seats) > 0 && s.seats[0].PID == 0 {
 		s.code = 128 + send // nothing runs that could say it

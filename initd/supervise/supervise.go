@@ -103,6 +103,12 @@ func (s *Supervisor) Step(now time.Time, ev Event) []Effect {
 	switch ev := ev.(type) {
 	case Begin:
 		s.begun = true
+	case Abandon:
+		if s.phase == Running {
+			s.code = ev.Code
+			s.dropIdle()
+			s.sweep(now)
+		}
 	case Started:
 		s.started(now, ev)
 	case StartFailed:
@@ -419,12 +425,12 @@ func (s *Supervisor) ended(now time.Time, st *seat, attrs []Attr, text string, t
 		// What skep reports is what the command itself said; the others are told to
 		// stop because a service that cannot start has to be seen to fail.
 		s.code = st.Last.code()
-		say(endLevel(status), "ending", Attr{"exit", s.exitCode(s.code)})
+		say(s.endLevel(status), "ending", Attr{"exit", s.exitCode(s.code)})
 		s.retire(st)
 		s.begin(now, int(sigterm), now.Add(s.grace()))
 		return
 	default:
-		say(endLevel(status), "not restarted")
+		say(s.endLevel(status), "not restarted")
 		if s.goneCode == 0 {
 			s.goneCode = st.Last.code()
 		}
@@ -621,10 +627,18 @@ func (s *Supervisor) stopSeat(now time.Time, st *seat) {
 
 // grace is the time from a stop signal that nobody asked skep for to KILL.
 func (s *Supervisor) grace() time.Duration {
-	if s.policy.StopTimeout > 0 {
-		return s.policy.StopTimeout
+	if t := s.stopTimeout(); t > 0 {
+		return t
 	}
 	return s.policy.SweepTimeout
+}
+
+// stopTimeout is the time from a stop that was asked for to KILL, 0 for never.
+func (s *Supervisor) stopTimeout() time.Duration {
+	if s.policy.StopTimeout == 0 && s.serve {
+		return s.policy.ServeStopTimeout
+	}
+	return s.policy.StopTimeout
 }
 
 func (s *Supervisor) killSeat(now time.Time, st *seat) {
@@ -670,8 +684,10 @@ func (s *Supervisor) scale(ev Scale) {
 
 func slotAttr(st *seat) Attr { return Attr{"slot", st.Slot} }
 
-func endLevel(status Status) Level {
-	if status == (Status{}) {
+// endLevel is the weight of an end that nothing follows. How a lone command ends
+// is its own business, and its status is skep's.
+func (s *Supervisor) endLevel(status Status) Level {
+	if status == (Status{}) || !s.serve {
 		return Info
 	}
 	return Error
