@@ -47,9 +47,7 @@ func newBefore(l *loop) (*before, error) {
 		waits[i].Path = l.exe
 	}
 	steps := prestart.Plan(waits, o.Steps, files, o.Timeout, o.Retries)
-	for _, line := range skipped {
-		l.early = append(l.early, line)
-	}
+	l.early = append(l.early, skipped...)
 	if len(steps) == 0 {
 		return nil, nil
 	}
