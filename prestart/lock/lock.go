@@ -233,7 +233,7 @@ func (t *taker) try() (Event, error) {
 }
 
 // open opens the lock for writing, which NFS wants for an exclusive lock
-// (flock(2)). O_NONBLOCK keeps a FIFO or a device from blocking.
+// (flock(2)). O_NONBLOCK keeps a device from blocking.
 func open(path string) (*os.File, error) {
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NONBLOCK, 0o666)
 	if err != nil {
