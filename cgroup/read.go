@@ -204,7 +204,7 @@ func (r *reader) cpu2(c Controller) {
 		case err != nil || !set || w > 10000:
 			r.warn(file, "is no weight from 1 to 10000", "no limit is taken from it")
 		default:
-			r.Shares = sizing.CPU{Milli: sharesMilli(sharesOfWeight(w)), Set: true, Source: file}
+			r.Shares = sizing.CPU{Milli: milliOfWeight(w), Set: true, Source: file}
 			r.SharesDefault = w == 100
 		}
 	}

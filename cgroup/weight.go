@@ -32,12 +32,27 @@ func weightOfShares(shares uint64) uint64 {
 	return uint64(math.Ceil(math.Pow(10, (l*l+125*l)/612-7.0/34.0)))
 }
 
-// sharesOfWeight inverts weightOfShares: the least shares that give the weight or more, so that rounding never makes a
-// share look larger than it was asked for.
+// milliOfWeight inverts weightOfShares, in thousandths of a CPU. Many shares give the same weight; of their CPUs the
+// roundest number is taken, because people ask for 1 or 0.25 and not for 0.988.
 //
 // Older runtimes used a straight line, 1 + (shares−2) × 9999 / 262142, which gives a lower weight to all shares between
 // the ends. The weight does not tell which of the two made it; this one gives the smaller answer.
-func sharesOfWeight(weight uint64) uint64 {
+func milliOfWeight(weight uint64) sizing.Milli {
+	low, high := sharesFrom(weight), sharesFrom(weight+1)-1
+	if weight >= 10000 {
+		high = maxShares
+	}
+	last := ((high+1)*1000 - 1) / 1024 // the most thousandths that make high shares, which are rounded down
+	for _, step := range []uint64{1000, 500, 250, 100, 50, 10, 5} {
+		if m := last / step * step; m > 0 && m*1024/1000 >= low {
+			return sizing.Milli(m)
+		}
+	}
+	return sharesMilli(low)
+}
+
+// sharesFrom is the least shares that have the weight or more.
+func sharesFrom(weight uint64) uint64 {
 	low, high := uint64(minShares), uint64(maxShares)
 	for low < high {
 		mid := (low + high) / 2

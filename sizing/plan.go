@@ -330,18 +330,20 @@ func line(head string, parts ...string) string {
 	return head + ": " + strings.Join(parts, "; ")
 }
 
-// size writes bytes for a person: a whole number or one digit behind the point (cut, not rounded up: room is never
-// shown larger than it is) in the largest unit that is not above it.
+// size writes bytes for a person, in the largest unit that is not above it, with one digit behind the point. It is cut
+// rather than rounded, so that room is never shown larger than it is; only what misses the next digit by less than half
+// a thousandth, as a product that was rounded down does, is shown as that.
 func size(b uint64) string {
 	if b == 0 {
 		return "0"
 	}
 	units := [...]string{" B", " KiB", " MiB", " GiB", " TiB", " PiB", " EiB"}
 	u, unit := 0, uint64(1)
-	for u < len(units)-1 && b/unit >= 1024 {
+	for u < len(units)-1 && addSat(b, unit>>11)/unit >= 1024 {
 		unit *= 1024
 		u++
 	}
+	b = addSat(b, unit>>11)
 	s := strconv.FormatUint(b/unit, 10)
 	if tenth := mulDiv(b%unit, 10, unit); tenth > 0 {
 		s += "." + strconv.FormatUint(tenth, 10)
