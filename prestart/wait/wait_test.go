@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -28,6 +29,17 @@ import (
 func TestMain(m *testing.M) {
 	if Is(os.Args) {
 		os.Exit(Main(os.Args))
+	}
+	if os.Getenv("WAIT_TEST_ROLE") == "parent" {
+		// skep that is not PID 1: starts the wait and is killed.
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Args = os.Args
+		cmd.Args[0] = name
+		cmd.Stderr = os.Stderr
+		if err := cmd.Run(); err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }
@@ -235,6 +247,36 @@ func TestTERMEndsAtOnce(t *testing.T) {
 	if code, rest := c.end(t); code != 143 || rest != "" {
 		t.Errorf("ended with %d and %q", code, rest)
 	}
+}
+
+// TestParentGone: nobody waits any more, so the child does not either.
+func TestParentGone(t *testing.T) {
+	address, _ := free(t)
+	c := &child{cmd: exec.Command("/proc/self/exe", "--timeout=1m", "tcp://"+address)}
+	c.cmd.Env = append(os.Environ(), "WAIT_TEST_ROLE=parent")
+	pipe, err := c.cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.stderr = bufio.NewReader(pipe)
+	if err := c.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	c.line(t)
+	if err := c.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	// The pipe ends when the child, which holds it too, has ended.
+	if err := pipe.(*os.File).SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for err = nil; err == nil; {
+		_, err = c.stderr.ReadString('\n')
+	}
+	if !errors.Is(err, io.EOF) {
+		t.Errorf("the child is still waiting: %v", err)
+	}
+	_ = c.cmd.Wait()
 }
 
 func TestHTTP(t *testing.T) {
