@@ -223,6 +223,11 @@ var answers = []struct {
 		cpuset: milli(8000, sys+"cpuset.cpus.effective"), shares: milli(1000, sys+"app/web/cpu.weight"), defaultShares: true,
 		workers: 3, hand: 3,
 	}, {
+		tree: "v2-two-mounts-one-foreign", about: "of two mounts the one of the own cgroup, even if the other came later",
+		memory: bytes(300*mib, sys+"memory.max"),
+		cpuset: milli(8000, sys+"cpuset.cpus.effective"), shares: milli(1000, sys+"cpu.weight"), defaultShares: true,
+		workers: 4, hand: 4,
+	}, {
 		tree: "v2-root", about: "the root cgroup has no limits",
 		cpuset:  milli(8000, sys+"cpuset.cpus.effective"),
 		workers: 1, hand: 8,
@@ -402,6 +407,60 @@ func TestUsageOfTheCgroupNearestToItsLimit(t *testing.T) {
 		}
 		if d := cmp.Diff(tt.want, got); d != "" {
 			t.Errorf("%s: usage differs (-want +got):\n%s", tt.tree, d)
+		}
+	}
+}
+
+// The parts are read after the whole, which may have become smaller.
+func TestUsageOfNumbersThatDoNotFit(t *testing.T) {
+	for _, tt := range []struct{ u, want Usage }{
+		{Usage{Current: 100, InactiveFile: 120, ActiveFile: 30}, Usage{Current: 100, InactiveFile: 100}},
+		{Usage{Current: 100, InactiveFile: 80, ActiveFile: 30}, Usage{Current: 100, InactiveFile: 80, ActiveFile: 20, WorkingSet: 20}},
+		{Usage{Current: 100, InactiveFile: 50, ActiveFile: 30}, Usage{Current: 100, InactiveFile: 50, ActiveFile: 30, WorkingSet: 50, Held: 20}},
+	} {
+		tt.u.sum()
+		if tt.u != tt.want {
+			t.Errorf("%+v, want %+v", tt.u, tt.want)
+		}
+	}
+}
+
+func TestList(t *testing.T) {
+	for _, tt := range []struct {
+		in string
+		n  int // 0: no list
+	}{
+		{"0\n", 1}, {"0-3", 4}, {"0-3,8,10-11\n", 7}, {"7", 1}, {"65535", 1},
+		{"", 0}, {"\n", 0}, {",", 0}, {"0,", 0}, {"3-1", 0}, {"3,1", 0}, {"0-3,3", 0}, {"0,0", 0}, {"-1", 0}, {"0-", 0}, {"0-1-2", 0},
+		{"0x1", 0}, {"65536", 0}, {"0-65536", 0}, {"0 1", 0}, {"all", 0},
+	} {
+		n, err := parseList(tt.in)
+		if n != tt.n || (err == nil) != (tt.n > 0) {
+			t.Errorf("%q is %d CPUs, %v; want %d", tt.in, n, err, tt.n)
+		}
+	}
+}
+
+func TestRelative(t *testing.T) {
+	for _, tt := range []struct {
+		root, own, want string
+		ok              bool
+	}{
+		{"/", "/", "", true},
+		{"/", "/a/b", "a/b", true},
+		{"/a", "/a/b", "b", true},
+		{"/a/b", "/a/b", "", true},
+		{"/a", "/ab", "", false},
+		{"/a/b", "/a", "", false},
+		{"/..", "/../b", "b", true},
+		{"/..", "/", "", false},      // the name of the namespace's own cgroup is hidden
+		{"/..", "/b", "", false},     // and so is the way to what is below it
+		{"/", "/../b", "", false},    // beside what is mounted
+		{"/..", "/../..", "", false}, // above it
+		{"/../a", "/../a/b", "b", true},
+	} {
+		if got, ok := relative(tt.root, tt.own); got != tt.want || ok != tt.ok {
+			t.Errorf("%s below %s is %q, %v; want %q, %v", tt.own, tt.root, got, ok, tt.want, tt.ok)
 		}
 	}
 }
