@@ -97,6 +97,9 @@ func (s *Supervisor) beginTurn(now time.Time, turn replacement) {
 	}
 	switch st.State {
 	case Backoff, Failed:
+		if !turn.reload {
+			return // what was to be recycled is gone
+		}
 		// There is no old worker to keep: the new version may cure what failed.
 		st.failures, st.streak = 0, 0
 		s.move(now, st, Down)

@@ -129,6 +129,11 @@ func TestRecycle(t *testing.T) {
 			sc.wantStates(map[bool]string{true: "0:ready 3:starting 1:ready", false: "0:ready 2:starting 1:backoff"}[surge])
 		}
 	})
+	t.Run("of a worker that crashed before its turn does not end the backoff", func(t *testing.T) {
+		sc := playReady(t, service(2))
+		sc.step(Recycle{Slot: 1, Cause: CauseAge, Surge: true}).step(Recycle{Slot: 0, Cause: CauseAge}).exit(0, 3)
+		sc.clear().ready(2).step(Drained{1}).exit(1, 0).want("drain 1, kill 1 TERM, retire 1").wantStates("0:backoff 2:ready")
+	})
 	t.Run("of what is not there or not ready means nothing", func(t *testing.T) {
 		sc := playReady(t, service(2))
 		sc.exit(0, 3).clear().step(Recycle{Slot: 0}).step(Recycle{Slot: 7}).want("").wantStates("0:backoff 1:ready")

@@ -78,11 +78,12 @@ func (s *Supervisor) stopAsked(now time.Time, sig, send int) {
 		send = s.policy.StopSignal
 	}
 	var by time.Time
-	if s.policy.StopTimeout > 0 {
-		by = now.Add(s.policy.StopTimeout)
+	timeout := s.stopTimeout()
+	if timeout > 0 {
+		by = now.Add(timeout)
 	}
-	if s.serve || s.policy.StopTimeout > 0 {
-		s.note(Info, "stopping", Attr{"on", sig}, Attr{"timeout", s.policy.StopTimeout})
+	if s.serve || timeout > 0 {
+		s.note(Info, "stopping", Attr{"on", sig}, Attr{"timeout", timeout})
 	}
 	if !s.serve && len(s.seats) > 0 && s.seats[0].PID == 0 {
 		s.code = 128 + send // nothing runs that could say it
@@ -148,9 +149,10 @@ func (s *Supervisor) killAll(now time.Time) {
 		s.sweepBy = time.Time{}
 		return
 	}
-	s.phase, s.killed = Halting, true
+	s.phase = Halting
 	for _, st := range s.seats {
 		if st.State != Killing {
+			s.killed = true
 			s.killSeat(now, st)
 		}
 	}
@@ -264,7 +266,7 @@ func (s *Supervisor) expired(now time.Time, st *seat) {
 		s.stopSeat(now, st)
 	case Stopping:
 		s.note(Warn, "worker did not end in time", slotAttr(st), Attr{"pid", st.PID}, Attr{"next", "killing it"})
-		if s.phase == Halting {
+		if s.phase != Running {
 			s.killed = true
 		}
 		s.killSeat(now, st)

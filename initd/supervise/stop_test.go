@@ -120,6 +120,12 @@ func TestStop(t *testing.T) {
 			sc.step(Signal{sigterm}).clear().step(Childless{}).want(c.code).step(Begin{}).want("").wantOver()
 		}
 	})
+	t.Run("asked for it ends with 0 whatever ended before", func(t *testing.T) {
+		p := service(2)
+		p.Restart = RestartNever
+		sc := playReady(t, p)
+		sc.exit(0, 3).want("retire 0").step(Signal{sigterm}).exit(1, 0).step(Childless{}).want("kill 1 TERM, retire 1, sweep TERM, quit 0")
+	})
 	t.Run("TERM wins over a reload and a scale", func(t *testing.T) {
 		sc := playReady(t, service(2))
 		sc.step(Reload{Surge: true}).step(Reload{Surge: true}).step(Scale{Workers: 3}).clear()

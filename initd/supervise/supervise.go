@@ -16,6 +16,10 @@ const giveUp = 900 * time.Millisecond
 // end to be normal life (a server that counts requests) and not a loop.
 const settled = time.Second
 
+// leastDelay bounds every backoff from below: without one, a start that fails
+// at once would be tried again in a loop that never lets anything else happen.
+const leastDelay = time.Millisecond
+
 // timedOut is the exit code for a first start that took too long, as for a step
 // before the start and as of timeout(1).
 const timedOut = 124
@@ -32,6 +36,7 @@ type Supervisor struct {
 	begun      bool // Begin has been seen
 	everReady  bool
 	code       int
+	goneCode   int  // the first one but 0 of the workers that were not restarted
 	failedCode int  // of the worker that was the last to reach its start limit
 	killed     bool // a worker had to be killed in the stop
 
@@ -98,6 +103,12 @@ func (s *Supervisor) Step(now time.Time, ev Event) []Effect {
 	switch ev := ev.(type) {
 	case Begin:
 		s.begun = true
+	case Abandon:
+		if s.phase == Running {
+			s.code = ev.Code
+			s.dropIdle()
+			s.sweep(now)
+		}
 	case Started:
 		s.started(now, ev)
 	case StartFailed:
@@ -414,14 +425,14 @@ func (s *Supervisor) ended(now time.Time, st *seat, attrs []Attr, text string, t
 		// What skep reports is what the command itself said; the others are told to
 		// stop because a service that cannot start has to be seen to fail.
 		s.code = st.Last.code()
-		say(endLevel(status), "ending", Attr{"exit", s.exitCode(s.code)})
+		say(s.endLevel(status), "ending", Attr{"exit", s.exitCode(s.code)})
 		s.retire(st)
 		s.begin(now, int(sigterm), now.Add(s.grace()))
 		return
 	default:
-		say(endLevel(status), "not restarted")
-		if s.code == 0 {
-			s.code = st.Last.code()
+		say(s.endLevel(status), "not restarted")
+		if s.goneCode == 0 {
+			s.goneCode = st.Last.code()
 		}
 		s.retire(st)
 	}
@@ -479,7 +490,7 @@ func (s *Supervisor) restart(now time.Time, st *seat, transient bool, say func(L
 		say(Info, "replacing at once")
 		s.move(now, st, Down)
 	default:
-		delay := backoff(s.policy.Delay, s.policy.MaxDelay, st.streak, s.jitter())
+		delay := max(backoff(s.policy.Delay, s.policy.MaxDelay, st.streak, s.jitter()), leastDelay)
 		st.streak++
 		s.move(now, st, Backoff)
 		st.deadline = now.Add(delay)
@@ -525,6 +536,7 @@ func (s *Supervisor) exhausted() bool {
 // exhaust ends skep when it is exhausted: with the status of the worker that
 // failed last, or else with the first one that was not 0.
 func (s *Supervisor) exhaust(now time.Time) {
+	s.code = s.goneCode
 	if len(s.seats) > 0 {
 		s.code = s.failedCode
 		s.note(Error, "start-limit-hit in every slot", Attr{"next", "ending"}, Attr{"exit", s.exitCode(s.code)})
@@ -615,10 +627,18 @@ func (s *Supervisor) stopSeat(now time.Time, st *seat) {
 
 // grace is the time from a stop signal that nobody asked skep for to KILL.
 func (s *Supervisor) grace() time.Duration {
-	if s.policy.StopTimeout > 0 {
-		return s.policy.StopTimeout
+	if t := s.stopTimeout(); t > 0 {
+		return t
 	}
 	return s.policy.SweepTimeout
+}
+
+// stopTimeout is the time from a stop that was asked for to KILL, 0 for never.
+func (s *Supervisor) stopTimeout() time.Duration {
+	if s.policy.StopTimeout == 0 && s.serve {
+		return s.policy.ServeStopTimeout
+	}
+	return s.policy.StopTimeout
 }
 
 func (s *Supervisor) killSeat(now time.Time, st *seat) {
@@ -664,8 +684,10 @@ func (s *Supervisor) scale(ev Scale) {
 
 func slotAttr(st *seat) Attr { return Attr{"slot", st.Slot} }
 
-func endLevel(status Status) Level {
-	if status == (Status{}) {
+// endLevel is the weight of an end that nothing follows. How a lone command ends
+// is its own business, and its status is skep's.
+func (s *Supervisor) endLevel(status Status) Level {
+	if status == (Status{}) || !s.serve {
 		return Info
 	}
 	return Error

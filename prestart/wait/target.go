@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"skep/internal/logger"
 	"skep/prestart"
 )
 
@@ -185,11 +186,11 @@ func Is(argv []string) bool { return len(argv) > 0 && argv[0] == name }
 // itself at its timeout; it cannot when stat(2) hangs on a dead volume.
 const margin = 2 * time.Second
 
-// Step returns the step that waits for t, at most timeout (0: for ever). json
-// asks for progress lines as JSON instead of text.
-func Step(t Target, timeout time.Duration, json bool) prestart.Step {
-	argv := []string{name, "--timeout=" + timeout.String()}
-	if json {
+// Step returns the step that waits for t, at most timeout (0: for ever). format
+// and level are those of skep's own lines.
+func Step(t Target, timeout time.Duration, format logger.Format, level logger.Level) prestart.Step {
+	argv := []string{name, "--timeout=" + timeout.String(), "--log-level=" + level.String()}
+	if format == logger.JSON {
 		argv = append(argv, "--json")
 	}
 	step := prestart.Step{

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"skep/internal/logger"
 	"skep/prestart"
 )
 
@@ -96,16 +97,16 @@ func TestStep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := Step(target, time.Minute, true)
+	got := Step(target, time.Minute, logger.JSON, logger.Warn)
 	want := prestart.Step{
 		Kind: prestart.Wait, Name: "http://x/healthz", Path: "/proc/self/exe",
-		Argv:    []string{"skep-wait", "--timeout=1m0s", "--json", "http://x/healthz?token=s3cret"},
+		Argv:    []string{"skep-wait", "--timeout=1m0s", "--log-level=warning", "--json", "http://x/healthz?token=s3cret"},
 		Timeout: 62 * time.Second,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if got := Step(target, 0, false); got.Timeout != 0 || got.Argv[1] != "--timeout=0s" || len(got.Argv) != 3 {
+	if got := Step(target, 0, logger.Text, logger.Info); got.Timeout != 0 || got.Argv[1] != "--timeout=0s" || len(got.Argv) != 4 {
 		t.Errorf("without a timeout: %+v", got)
 	}
 	if !Is(got.Argv) || Is([]string{"/skep"}) || Is(nil) {

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"skep/internal/logger"
 )
 
 // Exit codes of the child.
@@ -25,6 +27,7 @@ const (
 	tryLimit   = 5 * time.Second        // for one try: a SYN that nobody answers
 	quiet      = 1 * time.Second        // without any answer until the first line
 	progress   = 5 * time.Second        // between lines
+	flushLimit = 1 * time.Second        // for the last lines, when stderr is full
 )
 
 // Main is the main function of the child; args is os.Args as [Step] made it. It
@@ -33,27 +36,39 @@ const (
 func Main(args []string) int {
 	var (
 		timeout time.Duration
-		json    bool
+		format  logger.Format
+		level   = logger.Info
 		url     string
+		problem string
 	)
 	for _, arg := range args[min(1, len(args)):] {
-		switch value, isTimeout := strings.CutPrefix(arg, "--timeout="); {
-		case isTimeout:
+		switch flag, value, _ := strings.Cut(arg, "="); flag {
+		case "--timeout":
 			d, err := time.ParseDuration(value)
 			if err != nil || d < 0 {
-				line(os.Stderr, json, "ERROR", "cannot wait: --timeout="+value+" is no time")
-				return codeUsage
+				problem = arg + " is no time"
 			}
 			timeout = d
-		case arg == "--json":
-			json = true
+		case "--json":
+			format = logger.JSON
+		case "--log-level":
+			l, ok := logger.ParseLevel(value)
+			if !ok {
+				problem = arg + " is no level"
+			}
+			level = l
 		default:
 			url = arg
 		}
 	}
+	log := logger.New(2, level, format, time.Now)
+	defer log.Close(flushLimit)
 	target, err := Parse(url)
 	if err != nil {
-		line(os.Stderr, json, "ERROR", "cannot wait for "+url+": "+err.Error())
+		problem = url + " " + err.Error()
+	}
+	if problem != "" {
+		log.Log(logger.Error, "cannot wait: "+printable(problem))
 		return codeUsage
 	}
 	parent := os.Getppid()
@@ -64,7 +79,7 @@ func Main(args []string) int {
 			}
 			return target.try(ctx)
 		},
-		func(level, text string) { line(os.Stderr, json, level, text) })
+		func(level logger.Level, text string) { log.Log(level, text) })
 }
 
 // errParentGone ends a wait that nobody waits for: skep was killed and is not
@@ -73,7 +88,7 @@ var errParentGone = errors.New("the parent is gone")
 
 // run tries until try returns nil. A try that takes long does not hold up the
 // lines or the timeout.
-func run(what string, timeout time.Duration, try func(context.Context) error, say func(level, text string)) int {
+func run(what string, timeout time.Duration, try func(context.Context) error, say func(logger.Level, string)) int {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	if timeout > 0 {
@@ -95,7 +110,7 @@ func run(what string, timeout time.Duration, try func(context.Context) error, sa
 			if timeout > 0 {
 				text += " of " + timeout.String()
 			}
-			say("INFO", text)
+			say(logger.Info, text)
 			tell.Reset(progress)
 		}
 	)
@@ -109,7 +124,7 @@ func run(what string, timeout time.Duration, try func(context.Context) error, sa
 			switch {
 			case err == nil:
 				if failed {
-					say("INFO", what+" is there after "+elapsed())
+					say(logger.Info, what+" is there after "+elapsed())
 				}
 				return 0
 			case errors.Is(err, errParentGone):
@@ -128,7 +143,7 @@ func run(what string, timeout time.Duration, try func(context.Context) error, sa
 			failed = true
 			report()
 		case <-ctx.Done():
-			say("ERROR", what+" is not there after "+timeout.String()+" ("+reason+"), giving up")
+			say(logger.Error, what+" is not there after "+timeout.String()+" ("+reason+"), giving up")
 			return codeTimeout
 		}
 	}
@@ -266,21 +281,8 @@ func cause(err error) string {
 	return printable(err.Error())
 }
 
-// line writes one of skep's log lines.
-func line(w io.Writer, json bool, level, text string) {
-	if json {
-		text = `{"time":"` + time.Now().UTC().Format(time.RFC3339Nano) + `","level":"` + level +
-			`","msg":` + strconv.Quote(printable(text)) + `}`
-	} else {
-		text = "skep: " + text
-	}
-	// One write, so that lines of several programs do not mix; an stderr that is
-	// gone is no reason to stop waiting.
-	_, _ = io.WriteString(w, text+"\n")
-}
-
-// printable replaces what could disturb a terminal or JSON: text from the
-// network is in it.
+// printable replaces what could disturb a terminal: text from the network goes
+// into the lines.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !strconv.IsPrint(r) {
