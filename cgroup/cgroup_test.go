@@ -571,3 +571,18 @@ func TestThisMachine(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkReadUsage(b *testing.B) {
+	root := os.DirFS("/")
+	p, err := Find(root)
+	if err != nil {
+		b.Fatal(err)
+	}
+	l := Read(root, p, 0)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := ReadUsage(root, p, l); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
