@@ -533,16 +533,30 @@ func TestWeights(t *testing.T) {
 			t.Errorf("%d shares are weight %d, want %d", tt.shares, got, tt.weight)
 		}
 	}
-	// What Kubernetes makes of round requests comes back as it was: shares are CPUs × 1024, rounded down.
-	for m := sizing.Milli(100); m <= 64000; m += 100 {
-		if got := milliOfWeight(weightOfShares(uint64(m) * 1024 / 1000)); m%1000 == 0 && got != m || got > m+m/50 || got < m-m/50 {
-			t.Errorf("%s CPUs come back as %s", m, got)
+	for _, tt := range []struct{ shares, weight uint64 }{{2, 1}, {1024, 39}, {2000, 77}, {262144, 10000}} {
+		if got := oldWeightOfShares(tt.shares); got != tt.weight {
+			t.Errorf("%d shares were weight %d, want %d", tt.shares, got, tt.weight)
 		}
 	}
-	// And nothing is ever off by more than the weights are apart.
-	for shares := uint64(256); shares <= maxShares; shares += 1 + shares/64 {
-		if got, want := milliOfWeight(weightOfShares(shares)), sharesMilli(shares); got > want+want/20 || got < want-want/20 {
-			t.Errorf("%s CPUs come back as %s", want, got)
+	// What Kubernetes makes of the usual requests comes back as it was, by either way: shares are CPUs × 1024, rounded
+	// down.
+	for _, of := range []func(uint64) uint64{weightOfShares, oldWeightOfShares} {
+		for _, m := range []sizing.Milli{100, 200, 250, 500, 1000, 1500, 2000, 3000, 4000, 5000, 6000, 8000, 10000, 12000, 16000, 24000, 32000, 48000, 64000} {
+			want := m
+			if of(1024) == 39 && m == 1500 {
+				want = 500 // the one request that the two ways make the same weight, 59, and equally round: the smaller
+			}
+			if got := milliOfWeight(of(uint64(m) * 1024 / 1000)); got != want {
+				t.Errorf("%s CPUs, weight %d, come back as %s", m, of(uint64(m)*1024/1000), got)
+			}
+		}
+	}
+	// Any weight is some number of CPUs that one of the two ways makes it of.
+	for w := uint64(1); w <= 10000; w++ {
+		shares := uint64(milliOfWeight(w)) * 1024 / 1000
+		near := func(of func(uint64) uint64) bool { return of(shares) <= w && of(shares+2) >= w }
+		if !near(weightOfShares) && !near(oldWeightOfShares) {
+			t.Errorf("weight %d comes back as %s CPUs", w, milliOfWeight(w))
 		}
 	}
 }
