@@ -377,6 +377,42 @@ func TestFindNamesWhatItCannotRead(t *testing.T) {
 	}
 }
 
+var ofMachine = Usage{Limit: bytes(16000*mib, "/proc/meminfo"),
+	Current: 8000 * mib, InactiveFile: 2000 * mib, ActiveFile: 2000 * mib, WorkingSet: 6000 * mib, Held: 4000 * mib}
+
+func TestOwnUsage(t *testing.T) {
+	unlimited := Usage{Dir: "/sys/fs/cgroup", Current: 140 * mib, InactiveFile: 10 * mib, ActiveFile: 5 * mib, WorkingSet: 130 * mib, Held: 125 * mib}
+	for tree, want := range map[string]Usage{"v2": unlimited, "v2-max": unlimited, "v2-root": ofMachine, "none": ofMachine} {
+		root := os.DirFS(fixtures + "/" + tree)
+		p, err := Find(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := OwnUsage(root, p)
+		if err != nil {
+			t.Errorf("%s: %v", tree, err)
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("%s: usage differs (-want +got):\n%s", tree, d)
+		}
+	}
+}
+
+// A limit above the machine's memory does not bound anything: the machine does.
+func TestUsageWithALimitAboveTheMachine(t *testing.T) {
+	root := os.DirFS(fixtures + "/v2")
+	p, err := Find(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := Read(root, p, 0)
+	l.Memory.Bytes, l.Levels[0].Memory.Bytes = 64000*mib, 64000*mib
+	got, err := ReadUsage(root, p, l)
+	if d := cmp.Diff(ofMachine, got); d != "" || err != nil {
+		t.Errorf("%v, usage differs (-want +got):\n%s", err, d)
+	}
+}
+
 func TestUsageOfTheCgroupNearestToItsLimit(t *testing.T) {
 	for _, tt := range []struct {
 		tree string
@@ -390,11 +426,10 @@ func TestUsageOfTheCgroupNearestToItsLimit(t *testing.T) {
 		{"v2-nested-tighter-parent", Usage{Dir: "/sys/fs/cgroup/kubepods.slice/kubepods-pod7d1f.slice",
 			Limit:   bytes(256*mib, sys+"kubepods.slice/kubepods-pod7d1f.slice/memory.max"),
 			Current: 240 * mib, InactiveFile: 10 * mib, ActiveFile: 5 * mib, WorkingSet: 230 * mib, Held: 225 * mib}},
-		{"v2-max", Usage{Dir: "/sys/fs/cgroup", Current: 140 * mib, InactiveFile: 10 * mib, ActiveFile: 5 * mib, WorkingSet: 130 * mib, Held: 125 * mib}},
-		{"v2-root", Usage{Limit: bytes(16000*mib, "/proc/meminfo"),
-			Current: 8000 * mib, InactiveFile: 2000 * mib, ActiveFile: 2000 * mib, WorkingSet: 6000 * mib, Held: 4000 * mib}},
-		{"none", Usage{Limit: bytes(16000*mib, "/proc/meminfo"),
-			Current: 8000 * mib, InactiveFile: 2000 * mib, ActiveFile: 2000 * mib, WorkingSet: 6000 * mib, Held: 4000 * mib}},
+		// Without a limit it is the machine that may become full.
+		{"v2-max", ofMachine},
+		{"v2-root", ofMachine},
+		{"none", ofMachine},
 	} {
 		root := os.DirFS(fixtures + "/" + tt.tree)
 		p, err := Find(root)
@@ -476,7 +511,7 @@ func TestUsageErrorsNameTheFile(t *testing.T) {
 			t.Errorf("error %v does not name %s", err, name)
 		}
 	}
-	if _, err := MachineUsage(os.DirFS(fixtures + "/odd-machine")); err == nil || !strings.Contains(err.Error(), "/proc/meminfo") {
+	if _, err := machineUsage(os.DirFS(fixtures + "/odd-machine")); err == nil || !strings.Contains(err.Error(), "/proc/meminfo") {
 		t.Errorf("error %v does not name /proc/meminfo", err)
 	}
 }
@@ -575,6 +610,10 @@ func TestThisMachine(t *testing.T) {
 	u, err := ReadUsage(root, p, l)
 	if err != nil {
 		t.Fatal(err)
+	}
+	own, err := OwnUsage(root, p)
+	if err != nil || own.Current == 0 {
+		t.Errorf("own usage %+v, %v", own, err)
 	}
 	if u.Current == 0 || u.WorkingSet > u.Current || u.Held > u.WorkingSet {
 		t.Errorf("usage %+v", u)

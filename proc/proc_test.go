@@ -248,7 +248,8 @@ func TestPSS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Bytes < 64<<20 || got.Bytes > 128<<20 || got.Estimated {
+	// Four times as much is room for the race detector's own memory.
+	if got.Bytes < 64<<20 || got.Bytes > 256<<20 || got.Estimated {
 		t.Errorf("%+v for a process that holds 64 MiB", got)
 	}
 	both, err := Host.PSS(pid, os.Getpid())
@@ -259,7 +260,7 @@ func TestPSS(t *testing.T) {
 	dir := t.TempDir()
 	copyProc(t, dir, pid, "statm")
 	guess, err := FS(dir).PSS(pid)
-	if err != nil || !guess.Estimated || guess.Bytes < 64<<20 || guess.Bytes > 128<<20 {
+	if err != nil || !guess.Estimated || guess.Bytes < 64<<20 || guess.Bytes > 256<<20 {
 		t.Errorf("estimate %+v, %v", guess, err)
 	}
 	for _, bad := range []string{"", "1 x 2", "1 2"} {
