@@ -693,6 +693,9 @@ serve(six)
 
 func TestWorkerOfAnotherUser(t *testing.T) {
 	testneed.Root(t)
+	if !capable(t, unix.CAP_SETUID) || !capable(t, unix.CAP_SETGID) {
+		testneed.Skip(t, "needs CAP_SETUID and CAP_SETGID")
+	}
 	n := freePort(t)
 	h := newHive(t, port.Options{})
 	seen := map[int]bool{}
