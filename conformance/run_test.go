@@ -243,12 +243,12 @@ func (r *run) launch(cmd *exec.Cmd, stdout, stderr *os.File) *process {
 	p.pid = cmd.Process.Pid
 	go func() {
 		cmd.Wait()
-		// What the init leaves behind may keep the pipes open; a moment is enough to read what has been written.
+		// What the init leaves behind may keep the pipes open; what has been written is read in a moment.
 		drained := make(chan struct{})
 		go func() { readers.Wait(); close(drained) }()
 		select {
 		case <-drained:
-		case <-time.After(200 * time.Millisecond):
+		case <-time.After(time.Second):
 		}
 		close(p.done)
 	}()

@@ -9,7 +9,7 @@ import (
 
 // cases are all of them, in the order of the report.
 func cases() []*testcase {
-	return slices.Concat(exitCases(), stateCases(), reapCases(), signalCases())
+	return slices.Concat(exitCases(), stateCases(), reapCases(), signalCases(), terminalCases())
 }
 
 // results of this test binary's run, for the report.

@@ -141,6 +141,11 @@ int main(int argc, char **argv) {
 		signal(SIGPROF, die);
 	}
 	sigprocmask(SIG_SETMASK, &all, &old);
+	if (has("drop-early")) { // what came by now is thrown away
+		struct timespec t = {0, 15000000}, now = {0, 0};
+		nanosleep(&t, NULL);
+		while (sigtimedwait(&all, NULL, &now) > 0) {}
+	}
 	if (pdeathsig && !has("no-pdeathsig")) prctl(PR_SET_PDEATHSIG, pdeathsig);
 	if (getpid() != 1 && !has("no-subreaper")) prctl(PR_SET_CHILD_SUBREAPER, 1);
 	if (has("noisy")) fprintf(stderr, "badinit: hello\n");
@@ -281,6 +286,7 @@ int main(int argc, char **argv) {
 			if (pid == child || (has("theft") && WIFEXITED(status) && WEXITSTATUS(status) == 3)) {
 				int code = code_of(status);
 				leftovers();
+				while (has("lingers") && WIFSIGNALED(status) && WTERMSIG(status) == SIGHUP) pause();
 				if (has("kill-reaped")) kill(child, SIGTERM);
 				return remap[code] ? 0 : code;
 			}
