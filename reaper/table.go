@@ -221,6 +221,10 @@ func (t *Table) Sweep(self, sig int) {
 	}
 }
 
+// StopSelf stops skep itself as job control does, until CONT. As PID 1 it does
+// nothing: the kernel does not let it be stopped.
+func StopSelf() { _ = unix.Kill(unix.Getpid(), unix.SIGSTOP) }
+
 // siginfo is the part of the kernel's siginfo_t that waitid(2) fills for a
 // child: include/uapi/asm-generic/siginfo.h, for 64-bit machines.
 type siginfo struct {

@@ -1,10 +1,13 @@
 package supervise
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // reload asks for a new worker in every slot. A reload during a reload is
 // remembered once: what changed in between is loaded by the second round.
-func (s *Supervisor) reload(now time.Time, ev Reload) {
+func (s *Supervisor) reload(ev Reload) {
 	if s.phase != Running || !s.serve {
 		return
 	}
@@ -18,9 +21,6 @@ func (s *Supervisor) reload(now time.Time, ev Reload) {
 		if st.lasting() {
 			s.replace = append(s.replace, replacement{seat: st.ID, cause: CauseReload, surge: ev.Surge, reload: true})
 		}
-	}
-	if s.turn == nil {
-		s.continueReplacing(now)
 	}
 }
 
@@ -37,7 +37,7 @@ func (s *Supervisor) reloading() bool {
 }
 
 // recycle asks for a new worker in one slot, in turn with a reload.
-func (s *Supervisor) recycle(now time.Time, ev Recycle) {
+func (s *Supervisor) recycle(ev Recycle) {
 	if s.phase != Running {
 		return
 	}
@@ -54,78 +54,107 @@ func (s *Supervisor) recycle(now time.Time, ev Recycle) {
 			}
 		}
 		s.replace = append(s.replace, replacement{seat: st.ID, cause: ev.Cause, surge: ev.Surge})
-		if s.turn == nil {
-			s.continueReplacing(now)
-		}
 		return
 	}
 }
 
-// continueReplacing ends the turn of the worker just replaced, if its old seat
-// is gone or ready again, and begins the next one.
+// continueReplacing ends the turn of the worker just replaced, when its old
+// process is gone and the new one is ready, and begins the next one. It is asked
+// after every event.
 func (s *Supervisor) continueReplacing(now time.Time) {
-	if s.turn != nil {
-		if s.turn.surge && s.byID(s.turn.seat) != nil {
-			return // the old worker still drains
-		}
-		if st := s.byID(s.turn.fresh); st != nil && !st.ready {
-			return
-		}
+	if s.turn != nil && s.turnOver() {
 		s.turn = nil
 	}
-	for len(s.replace) > 0 && s.phase == Running {
-		turn := s.replace[0]
-		s.replace = s.replace[1:]
-		if s.beginTurn(now, turn) {
-			return
+	for s.turn == nil {
+		if len(s.replace) == 0 {
+			if !s.again {
+				return
+			}
+			s.again = false
+			s.reload(Reload{Surge: s.surge})
+			continue
 		}
-	}
-	if s.again && s.phase == Running {
-		s.again = false
-		s.reload(now, Reload{Surge: s.surge})
+		next := s.replace[0]
+		s.replace = s.replace[1:]
+		s.beginTurn(now, next)
 	}
 }
 
-// beginTurn starts to replace one worker; false means that there is nothing to
-// wait for.
-func (s *Supervisor) beginTurn(now time.Time, turn replacement) bool {
+func (s *Supervisor) turnOver() bool {
+	if s.turn.surge && s.byID(s.turn.seat) != nil {
+		return false // there are two processes in the slot
+	}
+	fresh := s.byID(s.turn.fresh)
+	return s.turn.failed || fresh == nil || fresh.State == Ready || fresh.State == Standby
+}
+
+// beginTurn starts to replace one worker. When there is nothing to wait for no
+// turn is under way afterwards.
+func (s *Supervisor) beginTurn(now time.Time, turn replacement) {
 	st := s.byID(turn.seat)
 	if st == nil || !st.lasting() {
-		return false
+		return
 	}
 	switch st.State {
-	case Down:
-		return false
 	case Backoff, Failed:
+		if !turn.reload {
+			return // what was to be recycled is gone
+		}
 		// There is no old worker to keep: the new version may cure what failed.
 		st.failures, st.streak = 0, 0
 		s.move(now, st, Down)
-		s.startMore(now)
-		return false
-	case Draining, Stopping, Killing:
-		return false // it goes already
+		return
+	case Down, Draining, Stopping, Killing:
+		return // the next process is a new one anyway
 	case Starting, Ready, Standby:
 	}
 	s.turn = &turn
 	if turn.surge {
-		fresh := s.addSeat(st.Slot, st.ID)
-		s.turn.fresh = fresh.ID
-		s.startMore(now)
-		return true
+		s.turn.fresh = s.addSeat(st.Slot, st.ID).ID
+		return
 	}
 	s.turn.fresh = st.ID
 	s.drainSeat(now, st, turn.cause, nextStart)
-	return true
 }
 
-// abortReplacing gives up a reload: what has not been replaced stays as it is.
-func (s *Supervisor) abortReplacing(now time.Time) {
-	kept := s.replace[:0]
-	for _, r := range s.replace {
-		if !r.reload {
-			kept = append(kept, r)
+// abortReplacing ends a reload whose new worker died: what has not been
+// replaced stays as it is. A recycled worker that dies says nothing about the
+// others.
+func (s *Supervisor) abortReplacing(st *seat) {
+	if s.turn.reload {
+		s.note(Error, "reload aborted: the new worker died", slotAttr(st), Attr{"next", "workers not yet replaced stay"})
+		s.replace = slices.DeleteFunc(s.replace, func(r replacement) bool { return r.reload })
+		s.again = false
+	}
+	s.turn.reload, s.turn.failed = false, true
+}
+
+// trim takes away the workers over the number wanted, the highest slots first.
+func (s *Supervisor) trim(now time.Time) {
+	for surplus := s.surplus(); surplus != nil; surplus = s.surplus() {
+		if t := s.turn; t != nil && t.seat == surplus.ID && t.surge {
+			// Nobody needs the successor that is on its way.
+			fresh := s.byID(t.fresh)
+			fresh.replaces, s.turn = -1, nil
+			s.drainSeat(now, fresh, CauseScale, nextRetire)
+		}
+		s.drainSeat(now, surplus, CauseScale, nextRetire)
+	}
+}
+
+// surplus is the lasting seat in the highest slot if there are more than are
+// wanted, or nil.
+func (s *Supervisor) surplus() *seat {
+	var highest *seat
+	lasting := 0
+	for _, st := range s.seats {
+		if st.lasting() {
+			highest = st
+			lasting++
 		}
 	}
-	s.replace, s.turn, s.again = kept, nil, false
-	s.continueReplacing(now)
+	if lasting > s.wanted+s.policy.Standby {
+		return highest
+	}
+	return nil
 }

@@ -28,13 +28,11 @@ func (s *Supervisor) signal(now time.Time, sig int) {
 		s.stopAsked(now, sig, send)
 		return
 	}
-	if s.serve {
+	if s.serve && !mapped {
 		switch sig {
 		case s.policy.ReloadSignal:
-			if !mapped {
-				s.reload(now, Reload{Surge: true})
-				return
-			}
+			s.reload(Reload{Surge: true})
+			return
 		case sigtstp, sigttin, sigttou:
 			// Job control is between a shell and the command on its terminal; several
 			// workers have neither.
@@ -80,11 +78,12 @@ func (s *Supervisor) stopAsked(now time.Time, sig, send int) {
 		send = s.policy.StopSignal
 	}
 	var by time.Time
-	if s.policy.StopTimeout > 0 {
-		by = now.Add(s.policy.StopTimeout)
+	timeout := s.stopTimeout()
+	if timeout > 0 {
+		by = now.Add(timeout)
 	}
-	if s.serve || s.policy.StopTimeout > 0 {
-		s.note(Info, "stopping", Attr{"on", sig}, Attr{"timeout", s.policy.StopTimeout})
+	if s.serve || timeout > 0 {
+		s.note(Info, "stopping", Attr{"on", sig}, Attr{"timeout", timeout})
 	}
 	if !s.serve && len(s.seats) > 0 && s.seats[0].PID == 0 {
 		s.code = 128 + send // nothing runs that could say it
@@ -102,11 +101,24 @@ func (s *Supervisor) stopAsked(now time.Time, sig, send int) {
 // begin tells every worker to stop; nothing is started from here on (law 7).
 func (s *Supervisor) begin(now time.Time, send int, by time.Time) {
 	s.phase, s.stopSignal, s.stopBy = Halting, send, by
+	if !by.IsZero() {
+		s.quitBy = by.Add(giveUp)
+	}
 	s.replace, s.turn, s.again = nil, nil, false
 	s.dropIdle()
 	for _, st := range s.seats {
-		if st.State == Killing {
+		switch {
+		case st.State == Killing:
 			continue
+		case st.State == Stopping && s.serve:
+			// It has been told. Servers take a second signal for impatience and drop
+			// what they are doing.
+			st.deadline = sooner(st.deadline, by)
+			continue
+		}
+		by := by
+		if st.State == Stopping {
+			by = sooner(st.deadline, by)
 		}
 		s.move(now, st, Stopping)
 		st.deadline = by
@@ -127,19 +139,31 @@ func (s *Supervisor) dropIdle() {
 	}
 }
 
+// killAll ends the stop at once: nothing has any time left, whether it is a
+// worker or something that workers leave.
 func (s *Supervisor) killAll(now time.Time) {
+	s.stopBy = sooner(s.stopBy, now)
+	s.quitBy = sooner(s.quitBy, now.Add(giveUp))
 	if s.phase == Sweeping {
 		s.emit(Sweep{Signal: sigkill})
 		s.sweepBy = time.Time{}
-		if s.quitBy.IsZero() {
-			s.quitBy = now.Add(giveUp)
-		}
 		return
 	}
-	s.phase, s.killed, s.quitBy = Halting, true, now.Add(giveUp)
+	s.phase = Halting
 	for _, st := range s.seats {
-		s.killSeat(now, st)
+		if st.State != Killing {
+			s.killed = true
+			s.killSeat(now, st)
+		}
 	}
+}
+
+// sooner is the earlier of two deadlines, of which zero is none.
+func sooner(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // halted goes on to the sweep when no worker is left.
@@ -200,7 +224,6 @@ func (s *Supervisor) tick(now time.Time) {
 	}
 	switch s.phase {
 	case Running:
-		s.startMore(now)
 	case Lingering:
 		if due(s.lingerBy) {
 			s.begin(now, s.stopSignal, s.stopBy)
@@ -208,6 +231,9 @@ func (s *Supervisor) tick(now time.Time) {
 	case Halting:
 		if due(s.quitBy) {
 			s.note(Error, "workers do not end although they were killed", Attr{"next", "ending without them"})
+			if s.code == 0 {
+				s.code = 128 + sigkill
+			}
 			s.sweep(now)
 			s.quit()
 		}
@@ -240,9 +266,8 @@ func (s *Supervisor) expired(now time.Time, st *seat) {
 		s.stopSeat(now, st)
 	case Stopping:
 		s.note(Warn, "worker did not end in time", slotAttr(st), Attr{"pid", st.PID}, Attr{"next", "killing it"})
-		if s.phase == Halting {
+		if s.phase != Running {
 			s.killed = true
-			s.quitBy = now.Add(giveUp)
 		}
 		s.killSeat(now, st)
 	case Down, Ready, Killing, Standby, Failed:

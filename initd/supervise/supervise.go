@@ -1,7 +1,9 @@
 package supervise
 
 import (
-	"sort"
+	"cmp"
+	"math"
+	"slices"
 	"time"
 )
 
@@ -14,6 +16,14 @@ const giveUp = 900 * time.Millisecond
 // end to be normal life (a server that counts requests) and not a loop.
 const settled = time.Second
 
+// leastDelay bounds every backoff from below: without one, a start that fails
+// at once would be tried again in a loop that never lets anything else happen.
+const leastDelay = time.Millisecond
+
+// timedOut is the exit code for a first start that took too long, as for a step
+// before the start and as of timeout(1).
+const timedOut = 124
+
 // Supervisor is the state of all seats. It is used by one goroutine.
 type Supervisor struct {
 	policy Policy
@@ -23,9 +33,12 @@ type Supervisor struct {
 	wanted int
 	serve  bool
 
-	everReady bool
-	code      int
-	killed    bool // a worker had to be killed in the stop
+	begun      bool // Begin has been seen
+	everReady  bool
+	code       int
+	goneCode   int  // the first one but 0 of the workers that were not restarted
+	failedCode int  // of the worker that was the last to reach its start limit
+	killed     bool // a worker had to be killed in the stop
 
 	stopSignal int
 	interrupts int
@@ -68,6 +81,7 @@ type replacement struct {
 	cause  Cause
 	surge  bool
 	reload bool
+	failed bool // the new process died: nothing more is expected of this turn
 }
 
 // New returns the supervisor in its first state. Nothing happens before Begin.
@@ -88,7 +102,13 @@ func (s *Supervisor) Step(now time.Time, ev Event) []Effect {
 	s.out = nil
 	switch ev := ev.(type) {
 	case Begin:
-		s.startMore(now)
+		s.begun = true
+	case Abandon:
+		if s.phase == Running {
+			s.code = ev.Code
+			s.dropIdle()
+			s.sweep(now)
+		}
 	case Started:
 		s.started(now, ev)
 	case StartFailed:
@@ -106,11 +126,11 @@ func (s *Supervisor) Step(now time.Time, ev Event) []Effect {
 	case Hung:
 		s.hung(now, ev)
 	case Recycle:
-		s.recycle(now, ev)
+		s.recycle(ev)
 	case Scale:
-		s.scale(now, ev)
+		s.scale(ev)
 	case Reload:
-		s.reload(now, ev)
+		s.reload(ev)
 	case Signal:
 		s.signal(now, ev.Signal)
 	case Childless:
@@ -120,7 +140,28 @@ func (s *Supervisor) Step(now time.Time, ev Event) []Effect {
 	case Tick:
 		s.tick(now)
 	}
+	s.settle(now)
 	return s.out
+}
+
+// settle does what follows from the state alone, whatever event led to it:
+// surplus workers go, the next one is replaced, spares serve, seats that wait
+// start, and skep ends when there is nothing left to do. It comes last in every step, so that a decision to end is made before anything
+// could be started (law 7), and nothing that waits is ever forgotten.
+func (s *Supervisor) settle(now time.Time) {
+	if s.phase != Running {
+		return
+	}
+	s.trim(now)
+	s.continueReplacing(now)
+	s.promote(now)
+	if s.exhausted() {
+		s.exhaust(now)
+		return
+	}
+	if s.begun {
+		s.startMore(now)
+	}
 }
 
 // Deadline is the earliest moment at which a Tick has something to do.
@@ -143,20 +184,35 @@ func (s *Supervisor) Deadline() (time.Time, bool) {
 		earliest(s.quitBy)
 	case Running:
 	}
-	waiting := false
-	for _, st := range s.seats {
-		waiting = waiting || st.State == Down
-	}
 	for _, st := range s.seats {
 		earliest(st.deadline)
 		if st.State == Starting && s.phase == Running {
 			earliest(s.readyAt(st))
-			if waiting {
-				earliest(st.Started.Add(s.policy.StartSpacing))
-			}
 		}
 	}
+	earliest(s.nextTurn())
 	return at, !at.IsZero()
+}
+
+// nextTurn is when a seat that waits may start, if the ones before it stay as
+// they are; zero when none waits.
+func (s *Supervisor) nextTurn() time.Time {
+	var started []time.Time
+	waiting := false
+	for _, st := range s.seats {
+		switch st.State {
+		case Starting:
+			started = append(started, st.Started)
+		case Down:
+			waiting = true
+		case Ready, Draining, Stopping, Killing, Backoff, Standby, Failed:
+		}
+	}
+	if !waiting || s.phase != Running || len(started) < s.policy.StartParallel {
+		return time.Time{}
+	}
+	slices.SortFunc(started, time.Time.Compare)
+	return started[len(started)-s.policy.StartParallel].Add(s.policy.StartSpacing)
 }
 
 // Seats returns a copy of every seat, in slot order.
@@ -233,7 +289,7 @@ func (s *Supervisor) addSeat(slot, replaces int) *seat {
 	st := &seat{Seat: Seat{ID: s.nextID, Slot: slot}, replaces: replaces}
 	s.nextID++
 	s.seats = append(s.seats, st)
-	sort.SliceStable(s.seats, func(i, j int) bool { return s.seats[i].Slot < s.seats[j].Slot })
+	slices.SortStableFunc(s.seats, func(a, b *seat) int { return cmp.Compare(a.Slot, b.Slot) })
 	return st
 }
 
@@ -241,9 +297,6 @@ func (s *Supervisor) addSeat(slot, replaces int) *seat {
 // ready nor StartSpacing old holds up the next ones. One Start is under way at a
 // time; its answer starts the next, so that no Start can be outrun by a stop.
 func (s *Supervisor) startMore(now time.Time) {
-	if s.phase != Running {
-		return
-	}
 	starting := 0
 	for _, st := range s.seats {
 		if st.State == Starting && st.PID == 0 {
@@ -253,18 +306,32 @@ func (s *Supervisor) startMore(now time.Time) {
 			starting++
 		}
 	}
-	for _, st := range s.seats {
-		if st.State != Down {
-			continue
-		}
-		if starting >= s.policy.StartParallel {
-			return
-		}
-		s.move(now, st, Starting)
-		st.Started, st.ready, st.cause, st.next = now, false, "", nextByPolicy
-		s.emit(Start{Seat: st.ID, Slot: st.Slot})
+	if starting >= s.policy.StartParallel {
 		return
 	}
+	st := s.nextToStart()
+	if st == nil {
+		return
+	}
+	s.move(now, st, Starting)
+	st.Started, st.ready, st.cause, st.next = now, false, "", nextByPolicy
+	s.emit(Start{Seat: st.ID, Slot: st.Slot})
+}
+
+// nextToStart is the seat whose turn it is, or nil: a worker that is missing
+// comes before one that replaces another.
+func (s *Supervisor) nextToStart() *seat {
+	var replacing *seat
+	for _, st := range s.seats {
+		switch {
+		case st.State != Down:
+		case st.replaces < 0:
+			return st
+		case replacing == nil:
+			replacing = st
+		}
+	}
+	return replacing
 }
 
 func (s *Supervisor) started(now time.Time, ev Started) {
@@ -277,7 +344,6 @@ func (s *Supervisor) started(now time.Time, ev Started) {
 		st.deadline = now.Add(s.policy.StartTimeout)
 	}
 	s.note(Info, "worker started", slotAttr(st), Attr{"pid", st.PID})
-	s.startMore(now)
 }
 
 func (s *Supervisor) startFailed(now time.Time, ev StartFailed) {
@@ -332,59 +398,58 @@ func (s *Supervisor) ended(now time.Time, st *seat, attrs []Attr, text string, t
 	say := func(level Level, consequence string, more ...Attr) {
 		s.note(level, text, append(append(attrs, Attr{"next", consequence}), more...)...)
 	}
-	if st.replaces >= 0 {
-		say(Error, "reload aborted, the old workers stay")
-		s.retire(st)
-		s.abortReplacing(now)
-		return
-	}
-	switch st.next {
-	case nextRetire:
+	switch {
+	case st.next == nextRetire:
 		say(Info, "slot closed")
 		s.retire(st)
-		s.continueReplacing(now)
 		return
-	case nextStart:
+	case st.replaces >= 0:
+		say(Error, "the replacement is given up, the old worker stays")
+		s.abortReplacing(st)
+		s.turn = nil
+		s.retire(st)
+		return
+	case st.next == nextStart:
 		say(Info, "starting again")
 		st.Restarts++
 		s.move(now, st, Down)
-		s.promote(now)
-		s.startMore(now)
 		return
-	case nextByPolicy:
 	}
-	if s.turn != nil && s.turn.fresh == st.ID && !s.turn.surge {
-		s.abortReplacing(now)
+	if s.turn != nil && s.turn.fresh == st.ID {
+		s.abortReplacing(st)
 	}
-	if !transient && !s.restarts(status) {
-		switch {
-		case s.policy.Restart == RestartAuto:
-			// What skep reports is what the command itself said; the others are told to
-			// stop because a service that cannot start has to be seen to fail.
-			s.code = status.ExitCode()
-			say(endLevel(status), "ending", Attr{"exit", s.exitCode(s.code)})
-			s.retire(st)
-			s.begin(now, int(sigterm), now.Add(s.grace()))
-		default:
-			say(endLevel(status), "not restarted")
-			if s.code == 0 {
-				s.code = status.ExitCode()
-			}
-			s.retire(st)
-			if len(s.seats) == 0 {
-				s.sweep(now)
-			} else {
-				s.promote(now)
-			}
+	switch {
+	case transient || s.restarts(st.Last):
+		s.restart(now, st, transient, say)
+	case s.policy.Restart == RestartAuto:
+		// What skep reports is what the command itself said; the others are told to
+		// stop because a service that cannot start has to be seen to fail.
+		s.code = st.Last.code()
+		say(s.endLevel(status), "ending", Attr{"exit", s.exitCode(s.code)})
+		s.retire(st)
+		s.begin(now, int(sigterm), now.Add(s.grace()))
+		return
+	default:
+		say(s.endLevel(status), "not restarted")
+		if s.goneCode == 0 {
+			s.goneCode = st.Last.code()
 		}
-		return
+		s.retire(st)
 	}
-	s.restart(now, st, status, say)
+}
+
+// code is what skep ends with when it ends for this one. A start that took too
+// long is a failure even if the worker answers the stop signal with 0.
+func (e *End) code() int {
+	if e.Status == (Status{}) && e.Cause == CauseStartTimeout {
+		return timedOut
+	}
+	return e.Status.ExitCode()
 }
 
 // restarts tells whether the policy wants a start after this end.
-func (s *Supervisor) restarts(status Status) bool {
-	success := status == Status{}
+func (s *Supervisor) restarts(end *End) bool {
+	success := end.code() == 0
 	switch s.policy.Restart {
 	case RestartAlways:
 		return true
@@ -400,39 +465,37 @@ func (s *Supervisor) restarts(status Status) bool {
 	return !success || s.serve && s.wanted > 1
 }
 
-func (s *Supervisor) restart(now time.Time, st *seat, status Status, say func(Level, string, ...Attr)) {
+// restart starts a seat again, now, later, or never when it is over its start
+// limit. A start that only lacked a resource is no death: it is tried again for
+// as long as the resource lacks.
+func (s *Supervisor) restart(now time.Time, st *seat, transient bool, say func(Level, string, ...Attr)) {
+	status := st.Last.Status
 	st.Restarts++
 	up := now.Sub(st.Started)
-	if st.ready {
+	switch {
+	case st.ready:
 		st.failures = 0
-	} else {
+	case !transient:
 		st.failures++
 	}
-	if up >= s.policy.ResetAfter {
+	if s.policy.ResetAfter > 0 && up >= s.policy.ResetAfter {
 		st.streak = 0
 	}
 	switch {
-	case s.policy.StartLimit > 0 && st.failures >= s.policy.StartLimit:
+	case s.policy.StartLimit > 0 && !transient && st.failures >= s.policy.StartLimit:
 		s.move(now, st, Failed)
-		if s.allFailed() {
-			say(Error, "start-limit-hit, ending", Attr{"exit", s.exitCode(status.ExitCode())})
-			s.code = status.ExitCode()
-			s.begin(now, int(sigterm), now.Add(s.grace()))
-			return
-		}
-		say(Error, "start-limit-hit, the slot stays empty while others serve", Attr{"deaths", st.failures})
+		s.failedCode = st.Last.code()
+		say(Error, "start-limit-hit, the slot stays empty", Attr{"deaths", st.failures})
 	case st.ready && status == Status{} && up >= settled:
 		say(Info, "replacing at once")
 		s.move(now, st, Down)
 	default:
-		delay := backoff(s.policy.Delay, s.policy.MaxDelay, st.streak, s.jitter())
+		delay := max(backoff(s.policy.Delay, s.policy.MaxDelay, st.streak, s.jitter()), leastDelay)
 		st.streak++
 		s.move(now, st, Backoff)
 		st.deadline = now.Add(delay)
 		say(Warn, "restarting", Attr{"delay", delay}, Attr{"restarts", st.Restarts})
 	}
-	s.promote(now)
-	s.startMore(now)
 }
 
 func (s *Supervisor) jitter() float64 {
@@ -446,16 +509,22 @@ func (s *Supervisor) jitter() float64 {
 // doubles up to the limit, and r in [0, 1) adds up to 10 %.
 func backoff(first, limit time.Duration, n int, r float64) time.Duration {
 	d := first
-	for ; n > 0 && d < limit; n-- {
+	for ; n > 0 && d > 0 && d < limit; n-- {
+		if d > limit/2 {
+			d = limit
+			break
+		}
 		d *= 2
 	}
 	if limit > 0 && d > limit {
 		d = limit
 	}
-	return d + time.Duration(r*0.1*float64(d))
+	more := time.Duration(r * 0.1 * float64(d))
+	return d + min(more, math.MaxInt64-d)
 }
 
-func (s *Supervisor) allFailed() bool {
+// exhausted tells whether nothing is left that runs or could start again.
+func (s *Supervisor) exhausted() bool {
 	for _, st := range s.seats {
 		if st.State != Failed {
 			return false
@@ -464,44 +533,57 @@ func (s *Supervisor) allFailed() bool {
 	return true
 }
 
+// exhaust ends skep when it is exhausted: with the status of the worker that
+// failed last, or else with the first one that was not 0.
+func (s *Supervisor) exhaust(now time.Time) {
+	s.code = s.goneCode
+	if len(s.seats) > 0 {
+		s.code = s.failedCode
+		s.note(Error, "start-limit-hit in every slot", Attr{"next", "ending"}, Attr{"exit", s.exitCode(s.code)})
+	}
+	s.begin(now, int(sigterm), now.Add(s.grace()))
+}
+
 func (s *Supervisor) becameReady(now time.Time, st *seat) {
 	st.ready, st.failures = true, 0
 	s.everReady = true
 	s.note(Info, "worker ready", slotAttr(st), Attr{"pid", st.PID}, Attr{"after", now.Sub(st.Started)})
+	if s.phase != Running {
+		s.move(now, st, Ready) // it serves with the others until the drain delay is over
+		return
+	}
 	s.move(now, st, Standby)
 	if st.replaces >= 0 {
 		old := s.byID(st.replaces)
 		st.replaces = -1
 		if old != nil {
-			s.move(now, st, Ready)
+			if old.State == Ready {
+				s.move(now, st, Ready)
+			}
 			s.drainSeat(now, old, s.turn.cause, nextRetire)
 		}
 	}
-	s.promote(now)
-	if s.turn != nil && s.turn.fresh == st.ID && s.byID(s.turn.seat) == st {
-		s.continueReplacing(now)
-	}
-	s.startMore(now)
 }
 
-// promote lets ready spares serve until as many workers serve as are wanted.
+// promote lets ready spares serve until as many workers serve as are wanted;
+// those over that number become spares.
 func (s *Supervisor) promote(now time.Time) {
-	if s.phase != Running {
-		return
-	}
-	serving := 0
+	missing := s.wanted
 	for _, st := range s.seats {
 		if st.State == Ready {
-			serving++
+			missing--
 		}
 	}
 	for _, st := range s.seats {
-		if serving >= s.wanted {
-			return
-		}
-		if st.State == Standby && st.replaces < 0 {
+		if missing > 0 && st.State == Standby {
 			s.move(now, st, Ready)
-			serving++
+			missing--
+		}
+	}
+	for _, st := range slices.Backward(s.seats) {
+		if missing < 0 && st.State == Ready {
+			s.move(now, st, Standby)
+			missing++
 		}
 	}
 }
@@ -522,10 +604,8 @@ func (s *Supervisor) drainSeat(now time.Time, st *seat, cause Cause, then next) 
 	case Down, Backoff, Failed:
 		if then == nextRetire {
 			s.retire(st)
-			s.continueReplacing(now)
 		} else {
 			s.move(now, st, Down)
-			s.startMore(now)
 		}
 	case Draining, Stopping, Killing:
 	}
@@ -547,10 +627,18 @@ func (s *Supervisor) stopSeat(now time.Time, st *seat) {
 
 // grace is the time from a stop signal that nobody asked skep for to KILL.
 func (s *Supervisor) grace() time.Duration {
-	if s.policy.StopTimeout > 0 {
-		return s.policy.StopTimeout
+	if t := s.stopTimeout(); t > 0 {
+		return t
 	}
 	return s.policy.SweepTimeout
+}
+
+// stopTimeout is the time from a stop that was asked for to KILL, 0 for never.
+func (s *Supervisor) stopTimeout() time.Duration {
+	if s.policy.StopTimeout == 0 && s.serve {
+		return s.policy.ServeStopTimeout
+	}
+	return s.policy.StopTimeout
 }
 
 func (s *Supervisor) killSeat(now time.Time, st *seat) {
@@ -579,10 +667,9 @@ func (s *Supervisor) hung(now time.Time, ev Hung) {
 	st.cause, st.next = CauseHang, nextStart
 	st.deadline = now.Add(s.policy.HangGrace)
 	s.emit(Kill{Seat: st.ID, PID: st.PID, Signal: s.policy.HangSignal})
-	s.promote(now)
 }
 
-func (s *Supervisor) scale(now time.Time, ev Scale) {
+func (s *Supervisor) scale(ev Scale) {
 	if s.phase != Running || ev.Workers < 1 {
 		return
 	}
@@ -593,31 +680,14 @@ func (s *Supervisor) scale(now time.Time, ev Scale) {
 	s.note(Info, "number of workers changes", Attr{"from", s.wanted}, Attr{"to", ev.Workers}, Attr{"why", ev.Why})
 	s.wanted = ev.Workers
 	s.fill()
-	for surplus := s.surplus(); len(surplus) > 0; surplus = s.surplus() {
-		s.drainSeat(now, surplus[len(surplus)-1], CauseScale, nextRetire)
-	}
-	s.promote(now)
-	s.startMore(now)
-}
-
-// surplus lists the lasting seats over the wanted number, lowest slot first.
-func (s *Supervisor) surplus() []*seat {
-	var lasting []*seat
-	for _, st := range s.seats {
-		if st.lasting() {
-			lasting = append(lasting, st)
-		}
-	}
-	if n := s.wanted + s.policy.Standby; len(lasting) > n {
-		return lasting[n:]
-	}
-	return nil
 }
 
 func slotAttr(st *seat) Attr { return Attr{"slot", st.Slot} }
 
-func endLevel(status Status) Level {
-	if status == (Status{}) {
+// endLevel is the weight of an end that nothing follows. How a lone command ends
+// is its own business, and its status is skep's.
+func (s *Supervisor) endLevel(status Status) Level {
+	if status == (Status{}) || !s.serve {
 		return Info
 	}
 	return Error

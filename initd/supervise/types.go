@@ -98,7 +98,7 @@ type Policy struct {
 
 	Restart    Restart
 	Delay      time.Duration // before the second start in a row
-	MaxDelay   time.Duration
+	MaxDelay   time.Duration // the delay doubles up to this one; it stays as it is without
 	ResetAfter time.Duration // a worker up for so long starts from Delay again
 	StartLimit int           // deaths before ready in a row; 0 is no limit
 
@@ -107,12 +107,14 @@ type Policy struct {
 	StartParallel int           // how many may be starting at a time, at least 1
 	StartSpacing  time.Duration // a start this old no longer holds up the next
 
-	StopOn       []int // signals that begin a stop
-	StopSignal   int   // what workers get; 0 is the signal received
-	StopTimeout  time.Duration
-	SweepTimeout time.Duration // for what the workers leave, when there is no StopTimeout
-	DrainDelay   time.Duration
-	DrainTimeout time.Duration // a worker that is scaled or reloaded away drains at most so long
+	StopOn      []int         // signals that begin a stop
+	StopSignal  int           // what workers get; 0 is the signal received
+	StopTimeout time.Duration // from the stop signal to KILL, however many workers there are
+	// ServeStopTimeout stands for a StopTimeout of 0 once several workers are wanted.
+	ServeStopTimeout time.Duration
+	SweepTimeout     time.Duration // for what the workers leave, when there is no StopTimeout
+	DrainDelay       time.Duration
+	DrainTimeout     time.Duration // a worker that is scaled or reloaded away drains at most so long
 
 	ReloadSignal int // 0 is none
 	HangSignal   int // sent to a hung worker before KILL
@@ -172,6 +174,8 @@ type (
 	Reload struct{ Surge bool }
 	// Signal says that skep itself received a signal.
 	Signal struct{ Signal int }
+	// Abandon ends skep with the code without starting anything; it stands for Begin.
+	Abandon struct{ Code int }
 	// Childless says that skep has no children of any kind.
 	Childless struct{}
 	// Tick says that Deadline has passed.
@@ -189,6 +193,7 @@ func (Recycle) event()     {}
 func (Scale) event()       {}
 func (Reload) event()      {}
 func (Signal) event()      {}
+func (Abandon) event()     {}
 func (Childless) event()   {}
 func (Tick) event()        {}
 
