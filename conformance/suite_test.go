@@ -9,7 +9,7 @@ import (
 
 // cases are all of them, in the order of the report.
 func cases() []*testcase {
-	return slices.Concat(exitCases(), stateCases(), reapCases(), signalCases(), terminalCases())
+	return slices.Concat(exitCases(), stateCases(), reapCases(), signalCases(), terminalCases(), dockerCases())
 }
 
 // results of this test binary's run, for the report.
