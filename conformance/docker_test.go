@@ -43,12 +43,12 @@ var makeImage = sync.OnceValue(func() error {
 func archive() ([]byte, error) {
 	var text bytes.Buffer
 	w := tar.NewWriter(&text)
-	for _, dir := range []string{"usr", "tmp", "proc", "sys", "dev", "etc", "run", "t", "probe"} {
+	for _, dir := range []string{"usr", "tmp", "proc", "sys", "dev", "etc", "run", "sbin", "t", "probe"} {
 		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755}); err != nil {
 			return nil, err
 		}
 	}
-	for _, dir := range []string{"bin", "sbin", "lib", "lib64"} {
+	for _, dir := range []string{"bin", "lib", "lib64"} { // not sbin, where Docker puts its init
 		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: dir, Linkname: "usr/" + dir}); err != nil {
 			return nil, err
 		}
