@@ -118,10 +118,11 @@ func (s *subject) args(o options, command ...string) ([]string, bool) {
 
 // Reasons that several subjects share.
 const (
-	goRealTime  = "Go's runtime keeps one bit per signal, so real-time signals that queue up are merged like the others"
-	flagsBehind = "as tini: without --, flags are also read behind the command's name"
-	execIs2     = "as dumb-init: every failed exec ends with 2"
-	versionErr  = "as dumb-init: the version is printed on stderr"
+	goRealTime   = "Go's runtime keeps one bit per signal, so real-time signals that queue up are merged like the others"
+	flagsBehind  = "as tini: without --, flags are also read behind the command's name"
+	execIs2      = "as dumb-init: every failed exec ends with 2"
+	otherSession = "as dumb-init: the command leads a session of its own, and the shell that started the init cannot give it the terminal back"
+	versionErr   = "as dumb-init: the version is printed on stderr"
 )
 
 // subjects lists who is compared, in the order of the report's columns.
@@ -145,6 +146,7 @@ func subjects() []*subject {
 			"not-executable":  execIs2,
 			"bad-interpreter": execIs2,
 			"version":         versionErr,
+			"suspend-resume":  otherSession,
 		}},
 		{name: "tini", argv0: "tini", manners: asTini},
 		{name: "dumb-init", argv0: "dumb-init", manners: asDumbInit},
