@@ -34,6 +34,9 @@ func (l *loop) start(e supervise.Start) supervise.Event {
 	failed := func(err error) supervise.Event {
 		var cannot *reaper.StartError
 		if errors.As(err, &cannot) {
+			if !cannot.Transient() && !l.sup.Serving() {
+				return supervise.StartFailed{Seat: e.Seat, Code: l.cannotExecute(cannot), Err: err.Error()}
+			}
 			return supervise.StartFailed{Seat: e.Seat, Code: cannot.ExitCode(), Err: err.Error(), Transient: cannot.Transient()}
 		}
 		return supervise.StartFailed{Seat: e.Seat, Code: ExitOwnFault, Err: err.Error(), Transient: true}
@@ -66,6 +69,19 @@ func (l *loop) start(e supervise.Start) supervise.Event {
 		l.intercept(w, ours)
 	}
 	return supervise.Started{Seat: e.Seat, PID: w.pid}
+}
+
+// cannotExecute says why a lone command could not be executed although it was
+// found (its interpreter is missing, its format is wrong), and returns the code
+// that skep ends with. The supervisor has no word for it: nothing was running.
+func (l *loop) cannotExecute(err *reaper.StartError) (code int) {
+	if l.o.As != nil {
+		code, line := l.o.As.ExecFailure(sys.Errno(err))
+		l.print(line)
+		return code
+	}
+	l.log.Log(logger.Error, "cannot run "+l.o.Command[0]+": "+err.Err.Error())
+	return err.ExitCode()
 }
 
 // spawn forks and executes, through the stub if something has to happen in
