@@ -124,7 +124,7 @@ func (l *loop) command(w *worker) (reaper.Command, launch.Spec, error) {
 	if o.Boring {
 		c.Argv = o.Command
 		if o.As != nil {
-			arrange(&c, o.As)
+			l.arrange(&c)
 		}
 		return c, spec, nil
 	}
