@@ -4,9 +4,11 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -218,13 +220,25 @@ func (l *loop) retire(seat int) {
 
 // executable is the path by which a child finds this very program, even if the
 // file has been replaced or removed. Without /proc it is the path that the
-// kernel was given (getauxval(3), AT_EXECFN).
+// kernel was given (getauxval(3), AT_EXECFN), made absolute while skep is still
+// in the directory that it was started in.
 func executable() string {
 	const self = "/proc/self/exe"
 	if _, err := os.Stat(self); err == nil {
 		return self
 	}
-	return os.Args[0]
+	const atExecFn = 31
+	path := os.Args[0]
+	vector, _ := unix.Auxv()
+	for _, entry := range vector {
+		if entry[0] == atExecFn {
+			path = unix.BytePtrToString(*(**byte)(unsafe.Pointer(&entry[1])))
+		}
+	}
+	if absolute, err := filepath.Abs(path); err == nil {
+		return absolute
+	}
+	return path
 }
 
 func jitter() func() float64 {
