@@ -100,6 +100,15 @@ func (p *Process) Result() (code int, at time.Time) {
 // Signal sends sig to the program, not to its children.
 func (p *Process) Signal(sig syscall.Signal) error { return p.cmd.Process.Signal(sig) }
 
+// SignalOne sends sig to one process of the tree, and to nothing else: a pid
+// that has meanwhile gone to a stranger is left alone.
+func (p *Process) SignalOne(pid int, sig syscall.Signal) error {
+	if !slices.Contains(p.Tree(), pid) {
+		return fmt.Errorf("cannot signal process %d: it is not in the tree", pid)
+	}
+	return syscall.Kill(pid, sig)
+}
+
 // Log returns the last lines of the program's output, at most n.
 func (p *Process) Log(n int) string {
 	b, _ := os.ReadFile(filepath.Join(p.Dir, "log"))

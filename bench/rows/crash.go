@@ -45,6 +45,7 @@ restarts anything.`,
 			{Case: killed, Subject: "skep", Metric: "failed", AtMost: true, Bound: 1},
 			{Case: stopped, Subject: "skep", Metric: "failed", AtMost: true, Bound: 1},
 		},
+		Plots: []Plot{{Kind: "strips", Title: "Failed and slow (> 100 ms) requests around the crash", Of: []string{"failed", "slow"}, Unit: "requests per 100 ms"}},
 		Measure: func(ctx context.Context, e *Env, j Job) (Sample, error) {
 			frozen, after := time.Duration(0), pick(e, 6*time.Second, 3*time.Second)
 			if j.Case == stopped {
@@ -119,10 +120,10 @@ func crash(ctx context.Context, e *Env, j Job, rate float64, c peers.Config, fro
 	timer := time.AfterFunc(time.Until(begin)+lead, func() {
 		at := time.Since(begin)
 		if frozen > 0 {
-			_ = syscall.Kill(victim, syscall.SIGSTOP)
+			_ = v.SignalOne(victim, syscall.SIGSTOP)
 			time.Sleep(frozen)
 		}
-		_ = syscall.Kill(victim, syscall.SIGKILL)
+		_ = v.SignalOne(victim, syscall.SIGKILL)
 		struck <- at
 	})
 	defer timer.Stop()

@@ -22,6 +22,7 @@ type Metric struct {
 	Name   string // key in Sample.Values
 	Title  string // head of the column, with the unit
 	Digits int    // after the decimal point
+	Most   bool   // more is better; else less is
 	// Never is shown for +Inf: what did not happen while the row looked.
 	Never string
 }
@@ -31,6 +32,7 @@ type Metric struct {
 type Goal struct {
 	Case, Subject, Metric string
 	AtMost                bool    // else at least
+	Exact                 bool    // the bound itself and nothing else
 	Bound                 float64 // of the median; with Of, a factor
 	Of                    string  // another subject of the same case, or ""
 }
@@ -42,14 +44,27 @@ type Row struct {
 	Why      string
 	Cases    []string
 	Subjects []string // in the order of the table
-	Base     string   // subject that ratios are taken to
-	Ratio    string   // metric that the ratio is shown for
-	Metrics  []Metric
-	Goals    []Goal
+	// Reference has those of Subjects that are there for comparison and that
+	// nobody could use in skep's place, such as the ideal.
+	Reference []string
+	Base      string // subject that ratios are taken to
+	Ratio     string // metric that the ratio is shown for
+	Metrics   []Metric
+	Goals     []Goal
 	// Limit bounds one measurement; 3 minutes if zero.
 	Limit time.Duration
+	// Plots says what is drawn for each case.
+	Plots []Plot
 	// Measure takes one measurement. It must leave nothing running.
 	Measure func(ctx context.Context, e *Env, j Job) (Sample, error)
+}
+
+// Plot is a picture of a case.
+type Plot struct {
+	Kind  string // "curve", "bars", "strips" or "lines", by the part of Sample that it shows
+	Title string
+	Of    []string // names of Series, for "strips" and "lines"
+	Unit  string   // of the values
 }
 
 // Env is what measurements share.

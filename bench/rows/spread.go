@@ -36,6 +36,7 @@ exactly even; it pays for this with a process in the way of every connection.`,
 			{Case: "over 1 s", Subject: "skep", Metric: "busiest", AtMost: true, Bound: 1.10},
 			{Case: "in one burst", Subject: "skep", Metric: "busiest", AtMost: true, Bound: 1.3},
 		},
+		Plots: []Plot{{Kind: "bars", Title: "Connections per worker, most first", Unit: "connections"}},
 		Measure: func(ctx context.Context, e *Env, j Job) (Sample, error) {
 			v, err := serve(ctx, e, j, peers.Config{Workers: workers})
 			if err != nil {

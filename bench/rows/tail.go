@@ -36,8 +36,9 @@ between a worker's block and the next look at it, and the time the machine itsel
 		Cases: []string{"150/s", "300/s"},
 		Subjects: []string{ideal, "skep", "skep hash", "plain reuseport", "uvicorn --workers", "gunicorn + uvicorn",
 			"gunicorn sync", "node cluster"},
-		Base:  ideal,
-		Ratio: "over",
+		Reference: []string{ideal},
+		Base:      ideal,
+		Ratio:     "over",
 		Metrics: []Metric{
 			{Name: "over", Title: "over 20 ms, %", Digits: 2},
 			{Name: "p50", Title: "p50, ms", Digits: 2},
@@ -52,6 +53,7 @@ between a worker's block and the next look at it, and the time the machine itsel
 			{Case: "300/s", Subject: "skep", Metric: "over", AtMost: true, Bound: 1, Of: "gunicorn + uvicorn"},
 			{Case: "300/s", Subject: "skep", Metric: "over", AtMost: true, Bound: 1, Of: "uvicorn --workers"},
 		},
+		Plots:   []Plot{{Kind: "curve", Title: "Latency of the requests that do not block", Unit: "ms"}},
 		Measure: tail,
 	})
 }
