@@ -36,6 +36,7 @@ type Config struct {
 	StopTimeout time.Duration // to KILL after TERM; the subject's default if zero
 	HangTimeout time.Duration // to the replacement of a hung worker; off if zero
 	Flags       []string      // further flags, for skep only
+	Hello       string        // for skep only: serve this examples/hello, not uvicorn
 }
 
 // Subject is one way to serve.
@@ -167,6 +168,9 @@ func SkepFlags(t *Tools, c Config) []string {
 func skepWith(flags ...string) func(*Tools, Config, int, string) ([]string, error) {
 	return func(t *Tools, c Config, port int, _ string) ([]string, error) {
 		c.Flags = append(slices.Clone(flags), c.Flags...)
+		if c.Hello != "" {
+			return append(SkepFlags(t, c), c.Hello, "-addr", fmt.Sprintf("127.0.0.1:%d", port)), nil
+		}
 		return append(SkepFlags(t, c), uvicorn(t, port)...), nil
 	}
 }
@@ -199,6 +203,8 @@ func Subjects() []Subject {
 			Needs: append([]string{"skep"}, uv...), argv: skepWith("--balance", "single")},
 		{Name: "skep standby", What: "skep with --standby 1", Reload: syscall.SIGHUP,
 			Needs: append([]string{"skep"}, uv...), argv: skepWith("--standby", "1")},
+		{Name: "skep ksm", What: "skep with --ksm", Reload: syscall.SIGHUP,
+			Needs: append([]string{"skep"}, uv...), argv: skepWith("--ksm")},
 		{Name: "plain reuseport", What: "uvicorn processes with a SO_REUSEPORT socket each and no manager", Needs: uv,
 			argv: func(t *Tools, c Config, port int, _ string) ([]string, error) {
 				return []string{t.Python, "reuseport.py", strconv.Itoa(c.Workers), strconv.Itoa(port)}, nil
