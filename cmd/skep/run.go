@@ -1,0 +1,160 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"skep/config"
+	"skep/initd"
+	"skep/internal/logger"
+	"skep/launch"
+	"skep/prestart/wait"
+)
+
+// run is the whole program. What it was called as decides which part of it this
+// process is.
+func run(args []string) int {
+	switch {
+	case launch.Is(args):
+		return launch.Main(args)
+	case wait.Is(args):
+		return wait.Main(args)
+	}
+	// Before anything else: until now a TERM would end a process that may be PID 1,
+	// or be lost.
+	signals := initd.CatchSignals()
+	code := 0
+	err := application(signals, &code).Run(withCommand(args))
+	if err != nil {
+		complain(err)
+		return exitCode(err)
+	}
+	return code
+}
+
+// withCommand makes "run" the command when the first word is none of skep's own:
+// only there is one recognised, so that any program can be run.
+func withCommand(args []string) []string {
+	if len(args) > 1 {
+		switch args[1] {
+		case "run", "prestart", "plan", "--help", "-h", "--version", "-v":
+			return args
+		}
+	}
+	return append([]string{"skep", "run"}, args[min(1, len(args)):]...)
+}
+
+func complain(err error) {
+	for _, line := range strings.Split(err.Error(), "\n") {
+		_, _ = os.Stderr.Write(logger.AppendText(nil, logger.Info, line, nil))
+	}
+}
+
+// exitCode is what skep ends with for an error from before the loop.
+func exitCode(err error) int {
+	var failure *initd.Failure
+	if errors.As(err, &failure) {
+		return failure.Code
+	}
+	return initd.ExitOwnFault
+}
+
+func application(signals *initd.Signals, code *int) *cli.App {
+	cli.VersionPrinter = func(c *cli.Context) { _, _ = c.App.Writer.Write([]byte("skep version " + version + "\n")) }
+	serve := func(only bool) func(*cli.Context, config.Input) error {
+		return func(_ *cli.Context, in config.Input) error {
+			in.NeedsCommand = !only
+			o, err := config.Build(in)
+			if err != nil {
+				return err
+			}
+			o.Prestart.Only = only
+			*code, err = initd.Run(o, signals)
+			return err
+		}
+	}
+	return &cli.App{
+		Name: "skep", Usage: "a tiny PID 1 that turns a server command into workers on one port",
+		UsageText: "skep [flags] [--] command [args...]   runs the command; the same as skep run\n" +
+			"skep prestart [flags]                 runs only the steps before the start\n" +
+			"skep plan [flags] [--json]            shows limits and the number of workers",
+		Version:         version,
+		HideHelpCommand: true,
+		// The default handler calls os.Exit and prints in a form of its own.
+		ExitErrHandler: func(*cli.Context, error) {},
+		OnUsageError:   usageError,
+		Commands: []*cli.Command{
+			command("run", "run the command as workers", "[--] command [args...]", nil, serve(false)),
+			command("prestart", "run only the steps before the start, then end", "", nil, serve(true)),
+			command("plan", "show the limits found and the number of workers, and start nothing", "", []cli.Flag{
+				&cli.BoolFlag{Name: "json", Usage: "as JSON"},
+			}, plan),
+		},
+	}
+}
+
+// command makes one command that takes every setting as a flag.
+func command(name, usage, arguments string, more []cli.Flag, action func(*cli.Context, config.Input) error) *cli.Command {
+	given := make(map[string]*values)
+	var flags []cli.Flag
+	for _, s := range config.Settings() {
+		v := &values{toggle: s.Switch()}
+		given[s.Name] = v
+		usage := s.Usage
+		if s.Placeholder != "" {
+			usage = "`" + s.Placeholder + "` " + usage
+		}
+		if s.Default != "" {
+			usage += " (default " + s.Default + ")"
+		}
+		flags = append(flags, &cli.GenericFlag{Name: s.Name, Usage: usage, Value: v})
+		if s.Short != "" {
+			flags = append(flags, &cli.GenericFlag{Name: s.Short, Usage: "short for --" + s.Name, Value: v})
+		}
+	}
+	return &cli.Command{
+		Name: name, Usage: usage, ArgsUsage: arguments, Flags: append(flags, more...),
+		HideHelpCommand: true, OnUsageError: usageError,
+		Action: func(c *cli.Context) error {
+			in := config.Input{Flags: make(map[string][]string), Environ: os.Environ(), Command: c.Args().Slice()}
+			for name, v := range given {
+				in.Flags[name] = v.list
+			}
+			return action(c, in)
+		},
+	}
+}
+
+// usageError puts the words of package flag into skep's.
+func usageError(_ *cli.Context, err error, _ bool) error {
+	text := err.Error()
+	if name, found := strings.CutPrefix(text, "flag provided but not defined: -"); found {
+		return errors.New("cannot use the flag --" + strings.TrimPrefix(name, "-") + ": there is none of this name; see skep --help")
+	}
+	if name, found := strings.CutPrefix(text, "flag needs an argument: -"); found {
+		return errors.New("cannot use the flag --" + strings.TrimPrefix(name, "-") + ": it needs a value")
+	}
+	return errors.New("cannot read the command line: " + text)
+}
+
+// values collects what a flag was given, as often as it was given; package
+// config finds out whether it makes sense.
+type values struct {
+	list   []string
+	toggle bool
+}
+
+// Set adds one value.
+func (v *values) Set(s string) error {
+	v.list = append(v.list, s)
+	return nil
+}
+
+// String is empty: the help shows defaults in words.
+func (v *values) String() string { return "" }
+
+// IsBoolFlag lets a switch stand without a value (package flag).
+func (v *values) IsBoolFlag() bool { return v.toggle }

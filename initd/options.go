@@ -1,0 +1,98 @@
+package initd
+
+import (
+	"time"
+
+	"skep/initd/supervise"
+	"skep/internal/logger"
+	"skep/port"
+	"skep/prestart/wait"
+	"skep/sizing"
+)
+
+// Share says how workers get at one port.
+type Share int
+
+// The ways of --share.
+const (
+	// ShareAuto is bind sharing, or passing descriptors when --listen is given.
+	ShareAuto Share = iota
+	// ShareBind replaces the socket that a worker binds by a held one.
+	ShareBind
+	// ShareFDs passes the held sockets as descriptors from 3 on.
+	ShareFDs
+	// ShareNone leaves the workers' sockets alone.
+	ShareNone
+)
+
+// Ready says what makes a worker count as ready.
+type Ready int
+
+// The ways of --ready.
+const (
+	// ReadyAuto is listen(2) seen, or with --listen the listener seen in use.
+	ReadyAuto Ready = iota
+	// ReadyListen is the same without ever counting a quiet worker as ready.
+	ReadyListen
+	// ReadyAlive is Policy.ReadyAfter alone.
+	ReadyAlive
+)
+
+// Listen is one address that skep opens before it starts anything.
+type Listen struct {
+	Name string // for LISTEN_FDNAMES and {fd:NAME}; empty when not named
+	Addr port.Addr
+}
+
+// Options is all that Run needs to know. Package config makes it from flags
+// and environment; every field has been checked there.
+type Options struct {
+	Command []string
+	Environ []string
+	// Warnings found while the options were read; they are logged first.
+	Warnings []string
+
+	// Boring is mode init: one command and nothing of a worker manager.
+	Boring bool
+	// Discover starts the command once and replicates it when it turns out to be
+	// a server.
+	Discover bool
+	// Insist replicates even where one process looks like all the command wants.
+	Insist bool
+
+	Policy supervise.Policy
+	Sizing sizing.Policy
+	// Count is a number of workers that is fixed, 0 when it is computed.
+	Count int
+
+	Share      Share
+	Listen     []Listen
+	SharePorts []uint16
+	Ready      Ready
+	// ExportWorkers gives the count to one copy that keeps its own workers.
+	ExportWorkers bool
+
+	KillGroup   bool
+	ParentDeath int // signal that skep gets when its parent dies, 0 for none
+	User        string
+	KSM         bool
+
+	Prestart  PrestartOptions
+	LogLevel  logger.Level
+	LogFormat logger.Format
+}
+
+// PrestartOptions is what runs before the start.
+type PrestartOptions struct {
+	Waits       []wait.Target
+	WaitTimeout time.Duration
+	Steps       [][]string
+	Dir         string
+	DirGiven    bool // by hand: it has to exist then
+	Timeout     time.Duration
+	Retries     int
+	Skip        bool
+	Only        bool // skep prestart: end after the steps
+	LockFile    string
+	Key         string
+}

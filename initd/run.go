@@ -1,0 +1,383 @@
+package initd
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"skep/initd/supervise"
+	"skep/internal/logger"
+	"skep/launch"
+	"skep/port"
+	"skep/prestart"
+	"skep/reaper"
+)
+
+// Failure ends skep before the loop begins: nothing has been started yet.
+type Failure struct {
+	Err  error
+	Code int
+}
+
+func (f *Failure) Error() string { return f.Err.Error() }
+
+// Unwrap gives the cause.
+func (f *Failure) Unwrap() error { return f.Err }
+
+// ExitOwnFault is skep's exit code for bad input and for faults of its own.
+const ExitOwnFault = 125
+
+func fail(code int, format string, args ...any) *Failure {
+	return &Failure{Err: fmt.Errorf(format, args...), Code: code}
+}
+
+// Run does everything from the first step before the start to the end of the
+// last process, and returns skep's exit code. An error is returned only for what
+// was found wrong before anything was started; it is a *Failure. Run is called
+// once, from the main goroutine, after CatchSignals.
+func Run(o Options, signals *Signals) (int, error) {
+	// One processor is enough for the loop, and the threads that the runtime keeps
+	// for more of them would count against the container's pids limit.
+	runtime.GOMAXPROCS(1)
+	l, err := prepare(o, signals)
+	if err != nil {
+		return 0, err
+	}
+	code := l.run()
+	l.ports.CloseAll()
+	l.log.Close(200 * time.Millisecond)
+	return code, nil
+}
+
+// loop is all state of a running skep. Only the goroutine in run touches it.
+type loop struct {
+	o       Options
+	log     *logger.Logger
+	signals *Signals
+	self    int    // own pid
+	exe     string // path by which the new process finds this very program
+	dir     string // the working directory of workers and steps
+	path    string // the program of the command
+	env     []string
+	user    *launch.User
+
+	table   *reaper.Table
+	sup     *supervise.Supervisor
+	before  *before // the steps before the start, nil when they are over
+	ports   *port.Set
+	workers map[int]*worker // by seat
+	size    *sizer
+
+	asks    chan *port.Ask
+	hangups chan port.Hangup
+	reports chan func()
+	timer   *time.Timer
+
+	terminal  bool // the command is the foreground job of the terminal on descriptor 0
+	stopped   bool // the command was stopped by job control
+	sharing   bool // workers are started with the bind filter
+	discover  bool // still finding out whether the command is a server
+	draining  map[int]time.Time
+	quit      bool
+	code      int
+	ctx       context.Context // ends with the loop
+	childless bool
+	early     []string // lines from before there was a log
+}
+
+// prepare does all that may fail before anything is started.
+func prepare(o Options, signals *Signals) (*loop, error) {
+	l := &loop{
+		o: o, signals: signals, self: os.Getpid(), env: o.Environ,
+		table:   reaper.NewTable(),
+		workers: make(map[int]*worker), draining: make(map[int]time.Time),
+		asks: make(chan *port.Ask, 64), hangups: make(chan port.Hangup, 16), reports: make(chan func(), 64),
+	}
+	var err error
+	if l.user, err = lookupUser(o.User); err != nil {
+		return nil, &Failure{err, ExitOwnFault}
+	}
+	if !o.Prestart.Only {
+		if l.path, err = launch.LookPath(o.Command[0], variable(o.Environ, "PATH")); err != nil {
+			return nil, &Failure{err, launch.ExitCode(err)}
+		}
+	}
+	if l.ports, err = port.NewSet(port.Options{SharePorts: o.SharePorts}); err != nil {
+		return nil, &Failure{err, ExitOwnFault}
+	}
+	// The workers' directory is today's; skep's own becomes / so that it holds no
+	// mount busy.
+	l.dir, _ = os.Getwd()
+	l.exe = executable()
+	l.terminal = foreground(0)
+	if isTerminal(0) {
+		l.o.Discover = false // a command on a terminal is a person's, not a service
+	}
+	if o.Policy.Jitter == nil {
+		l.o.Policy.Jitter = jitter()
+	}
+	l.size = newSizer(l)
+	l.decideAtStart()
+	if err := l.holdListeners(); err != nil {
+		l.ports.CloseAll()
+		return nil, &Failure{err, ExitOwnFault}
+	}
+	if l.before, err = newBefore(l); err != nil {
+		l.ports.CloseAll()
+		return nil, &Failure{err, ExitOwnFault}
+	}
+
+	// From here on nothing fails any more.
+	if l.self != 1 {
+		// Without /proc/sys or in an old sandbox this may be refused: then orphans
+		// go to whoever is PID 1, and skep does without (prctl(2)).
+		_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	}
+	if o.ParentDeath != 0 {
+		runtime.LockOSThread() // the signal follows the thread that asked (prctl(2))
+		_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(o.ParentDeath), 0, 0, 0)
+	}
+	_ = unix.Chdir("/")
+	l.log = logger.New(2, o.LogLevel, o.LogFormat, time.Now)
+	return l, nil
+}
+
+// run is the loop. It returns the exit code of skep.
+func (l *loop) run() (code int) {
+	defer func() {
+		if r := recover(); r != nil {
+			code = l.emergency(r, debug.Stack())
+		}
+	}()
+	ctx, cancel := context.WithCancel(context.Background())
+	l.ctx = ctx
+	defer cancel()
+	l.timer = time.NewTimer(time.Hour)
+	l.begin()
+	for !l.quit {
+		l.arm()
+		select {
+		case <-l.signals.child:
+			l.reap()
+		case sig := <-l.signals.other:
+			l.reap() // an exit that came first is seen first
+			l.signal(int(sig.(unix.Signal)))
+		case <-l.timer.C:
+			l.reap()
+			l.tick()
+		case ask := <-l.asks:
+			l.answer(ask)
+		case hangup := <-l.hangups:
+			l.relisten(hangup)
+		case report := <-l.reports:
+			report()
+		}
+		l.settle()
+	}
+	return l.code
+}
+
+func (l *loop) begin() {
+	if len(l.o.Listen) > 0 || l.sharing {
+		go func() { _ = l.ports.Watch(l.ctx, l.hangups) }()
+	}
+	l.size.watch(l.ctx)
+	l.reap() // an orphan may have ended before SIGCHLD was caught
+	for _, line := range append(l.o.Warnings, l.early...) {
+		l.log.Log(logger.Warn, line)
+	}
+	switch {
+	case l.before != nil:
+		l.before.begin()
+	case l.o.Prestart.Only:
+		l.sup = supervise.New(l.o.Policy)
+		l.step(supervise.Abandon{})
+	default:
+		l.startWorkers()
+	}
+}
+
+// startWorkers hands over from the steps before the start to the supervisor.
+func (l *loop) startWorkers() {
+	l.before = nil
+	l.sup = supervise.New(l.o.Policy)
+	l.size.announce()
+	l.step(supervise.Begin{})
+}
+
+// arm sets the one timer to the earliest deadline (law 9).
+func (l *loop) arm() {
+	var at time.Time
+	earliest := func(t time.Time, ok bool) {
+		if ok && !t.IsZero() && (at.IsZero() || t.Before(at)) {
+			at = t
+		}
+	}
+	if l.before != nil {
+		earliest(l.before.machine.Deadline())
+	}
+	if l.sup != nil {
+		earliest(l.sup.Deadline())
+		earliest(l.size.deadline(), true)
+		earliest(l.drainCheck(), true)
+	}
+	if at.IsZero() {
+		l.timer.Stop()
+		return
+	}
+	l.timer.Reset(max(time.Until(at), 0))
+}
+
+func (l *loop) tick() {
+	now := time.Now()
+	if l.before != nil {
+		l.before.step(prestart.Tick{})
+		return
+	}
+	if at, ok := l.sup.Deadline(); ok && !now.Before(at) {
+		l.step(supervise.Tick{})
+	}
+	l.size.tick(now)
+	l.checkDrained(now)
+}
+
+// settle tells the machines what follows from what has just happened.
+func (l *loop) settle() {
+	if l.sup == nil || l.quit {
+		return
+	}
+	if l.childless && l.sup.Phase() == supervise.Sweeping {
+		l.step(supervise.Childless{})
+	}
+	l.size.observe(time.Now())
+}
+
+func (l *loop) reap() {
+	var stopped func(int, int)
+	if l.terminal && l.self != 1 {
+		stopped = l.childStopped
+	}
+	l.childless = !l.table.Reap(l.exited, stopped)
+}
+
+func (l *loop) exited(e reaper.Exit) {
+	switch {
+	case !e.Known:
+		l.log.Log(logger.Debug, "reaped an orphan", logger.Field{Key: "pid", Value: e.PID}, logger.Field{Key: "status", Value: e.Status.String()})
+	case l.before != nil:
+		l.before.exited(e)
+	case l.sup != nil:
+		l.step(supervise.Exited{
+			PID:    e.PID,
+			Status: supervise.Status{Code: e.Status.Code, Signal: e.Status.Signal},
+			OOM:    e.Status.Signal == int(unix.SIGKILL) && l.size.oomKilled(),
+		})
+	}
+}
+
+// step runs the supervisor and carries out what it wants, in order.
+func (l *loop) step(ev supervise.Event) {
+	effects := l.sup.Step(time.Now(), ev)
+	for len(effects) > 0 {
+		e := effects[0]
+		effects = effects[1:]
+		if answer := l.apply(e); answer != nil {
+			effects = append(effects, l.sup.Step(time.Now(), answer)...)
+		}
+	}
+}
+
+func (l *loop) apply(e supervise.Effect) (answer supervise.Event) {
+	switch e := e.(type) {
+	case supervise.Start:
+		return l.start(e)
+	case supervise.Kill:
+		l.kill(e)
+	case supervise.Drain:
+		l.draining[e.Seat] = time.Now()
+	case supervise.Retire:
+		l.retire(e.Seat)
+	case supervise.Sweep:
+		l.table.Sweep(l.self, e.Signal)
+	case supervise.Note:
+		l.note(e)
+	case supervise.Quit:
+		l.quit, l.code = true, e.Code
+	}
+	return nil
+}
+
+func (l *loop) note(n supervise.Note) {
+	fields := make([]logger.Field, len(n.Attrs))
+	for i, a := range n.Attrs {
+		fields[i] = logger.Field{Key: a.Key, Value: a.Value}
+		if a.Key == "signal" || a.Key == "on" {
+			if sig, ok := a.Value.(int); ok {
+				fields[i].Value = signalName(sig)
+			}
+		}
+	}
+	level := logger.Level(n.Level)
+	if !l.sup.Serving() && level == logger.Info {
+		level = logger.Debug // a lone command is told about only when something is wrong
+	}
+	l.log.Log(level, n.Text, fields...)
+}
+
+func (l *loop) kill(e supervise.Kill) {
+	switch {
+	case e.Tree:
+		l.table.SignalTree(e.PID, e.Signal)
+	default:
+		// That the process is gone already is an outcome; its exit is on its way.
+		_ = l.table.Signal(e.PID, e.Signal, l.o.KillGroup)
+	}
+}
+
+func (l *loop) signal(sig int) {
+	switch {
+	case l.before != nil:
+		l.before.signal(sig)
+	case sig == int(unix.SIGCONT) && l.stopped:
+		l.resume()
+	default:
+		l.step(supervise.Signal{Signal: sig})
+	}
+}
+
+// offload runs f, which may stall, on a goroutine of its own. What f returns is
+// called by the loop.
+func (l *loop) offload(f func() func()) {
+	go func() {
+		if report := f(); report != nil {
+			l.reports <- report
+		}
+	}()
+}
+
+// emergency ends everything after a fault in skep itself: a container whose PID
+// 1 hangs is worse than one that ends and is started again (law 3).
+func (l *loop) emergency(fault any, stack []byte) int {
+	l.log.Log(logger.Error, "fault in skep, ending", logger.Field{Key: "fault", Value: fmt.Sprint(fault)},
+		logger.Field{Key: "stack", Value: string(stack)})
+	reap := func() bool { return l.table.Reap(func(reaper.Exit) {}, nil) }
+	l.table.Sweep(l.self, int(unix.SIGTERM))
+	grace := time.NewTimer(max(l.o.Policy.StopTimeout, l.o.Policy.SweepTimeout))
+	defer grace.Stop()
+	for reap() {
+		select {
+		case <-l.signals.child:
+			continue
+		case <-grace.C:
+		}
+		l.table.Sweep(l.self, int(unix.SIGKILL))
+		reap()
+		break
+	}
+	return ExitOwnFault
+}

@@ -1,0 +1,394 @@
+package port
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"skep/internal/sys"
+)
+
+// SharedSlot is the slot of a held socket that all slots use: a unix socket, or any with Options.Single.
+const SharedSlot = -1
+
+// maxBacklog bounds the accept queue of a held socket. More connections than that are better refused than kept waiting.
+const maxBacklog = 4096
+
+// Options of a Set.
+type Options struct {
+	// Single makes one socket per address for all slots instead of a group (--balance single).
+	Single bool
+	// SharePorts are the ports bind sharing is for (--share-port); empty means every port. Hold is not bound to them.
+	SharePorts []uint16
+}
+
+// Set is all held sockets. It belongs to one goroutine, the loop; no method blocks.
+type Set struct {
+	options  Options
+	backlog  int
+	groups   map[Addr]*Group
+	byInode  map[uint64]*Held
+	byID     map[uint64]*Held
+	resolved map[Addr]Addr // Either → what it became
+	lastID   uint64
+	hangups  *os.File // an epoll set of the listening sockets
+	hangupFD int
+}
+
+// Held is a held socket.
+type Held struct {
+	// Slot owns the socket, or SharedSlot.
+	Slot int
+	// Addr is what the socket is bound to, never Either.
+	Addr Addr
+
+	fd        int
+	inode     uint64
+	id        uint64
+	listening bool
+	given     bool // to a worker at some time, so that a process may own it beside skep
+	slots     []int
+	bound     socketFile
+}
+
+// FD is the descriptor, valid until the Set closes it. It is close-on-exec; it may be passed to a child (fork and exec) or duplicated, never closed.
+func (h *Held) FD() int { return h.fd }
+
+// Inode is the number of the socket as /proc/PID/fd/N shows it.
+func (h *Held) Inode() uint64 { return h.inode }
+
+// Listening says whether listen(2) has been done. Connections then queue whether or not a worker is alive.
+func (h *Held) Listening() bool { return h.listening }
+
+// NewSet returns an empty Set. It reads net.core.somaxconn, so it is called before the loop.
+func NewSet(options Options) (*Set, error) {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil { // So that os.NewFile gives it to the netpoller.
+		_ = unix.Close(fd)
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return &Set{
+		options:  options,
+		backlog:  readBacklog(),
+		groups:   make(map[Addr]*Group),
+		byInode:  make(map[uint64]*Held),
+		byID:     make(map[uint64]*Held),
+		resolved: make(map[Addr]Addr),
+		hangups:  os.NewFile(uintptr(fd), "epoll"),
+		hangupFD: fd,
+	}, nil
+}
+
+// readBacklog returns min(somaxconn, maxBacklog); listen(2) would cut a larger value silently.
+func readBacklog() int {
+	text, err := os.ReadFile("/proc/sys/net/core/somaxconn")
+	if err != nil {
+		return unix.SOMAXCONN
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil || n < 1 {
+		return unix.SOMAXCONN
+	}
+	return min(n, maxBacklog)
+}
+
+// Backlog is the queue length every held socket listens with.
+func (s *Set) Backlog() int { return s.backlog }
+
+// Shares says whether bind sharing is for this port.
+func (s *Set) Shares(port uint16) bool {
+	return len(s.options.SharePorts) == 0 || slices.Contains(s.options.SharePorts, port)
+}
+
+// Hold returns the slot's held socket on a, and makes it, bound and not yet listening, when there is none. With Options.Single and for unix sockets all
+// slots get the same one. An error names the address and keeps the number (errors.Is): EADDRINUSE when another program has the port,
+// with SO_REUSEPORT or without; then nothing is held.
+func (s *Set) Hold(slot int, a Addr) (*Held, error) {
+	if to, found := s.resolved[a]; found {
+		a = to
+	}
+	if h := s.find(slot, a); h != nil {
+		return h, nil
+	}
+	if h := s.find(SharedSlot, a); h != nil {
+		h.slots = append(h.slots, slot)
+		return h, nil
+	}
+	h, err := s.open(slot, a)
+	if err != nil {
+		return nil, fmt.Errorf("cannot hold %s: %w", a, err)
+	}
+	if h.Addr != a {
+		s.resolved[a] = h.Addr
+	}
+	s.lastID++
+	h.id = s.lastID
+	s.byID[h.id] = h
+	s.byInode[h.inode] = h
+	g := s.groups[h.Addr]
+	if g == nil {
+		g = &Group{Addr: h.Addr}
+		s.groups[h.Addr] = g
+	}
+	g.held = append(g.held, h)
+	return h, nil
+}
+
+// find returns the socket that slot uses on a, nil when there is none yet. For SharedSlot it returns the shared socket whoever uses it.
+func (s *Set) find(slot int, a Addr) *Held {
+	g := s.groups[a]
+	if g == nil {
+		return nil
+	}
+	for _, h := range g.held {
+		if h.Slot == slot || slices.Contains(h.slots, slot) {
+			return h
+		}
+	}
+	return nil
+}
+
+// open makes the socket of Hold.
+func (s *Set) open(slot int, a Addr) (*Held, error) {
+	h := &Held{Slot: slot, Addr: a, slots: []int{slot}}
+	if s.options.Single || a.Network == Unix {
+		h.Slot = SharedSlot
+	}
+	var err error
+	switch a.Network {
+	case Unix:
+		h.fd, h.bound, err = openUnix(a)
+	case Either:
+		h.Addr = a.with(IPv6)
+		h.fd, err = s.openTCP(h.Addr)
+		if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL) {
+			// No IPv6 in this kernel, or switched off in this namespace.
+			h.Addr = a.with(IPv4)
+			h.fd, err = s.openTCP(h.Addr)
+		}
+	case IPv4, IPv6:
+		h.fd, err = s.openTCP(a)
+	default:
+		err = unix.EAFNOSUPPORT
+	}
+	if err != nil {
+		return nil, err
+	}
+	if h.inode, err = sys.Inode(h.fd); err != nil {
+		_ = unix.Close(h.fd)
+		return nil, err
+	}
+	return h, nil
+}
+
+// openTCP makes a bound socket of the group of a. The first one of a group must not join a group of another program that also uses SO_REUSEPORT
+// under the same user: a bind without SO_REUSEPORT tells, as it would have told the worker. A set that holds the port under another address already
+// would find itself, and does not ask.
+func (s *Set) openTCP(a Addr) (int, error) {
+	if !s.holdsPort(a.Port) {
+		probe, err := bindTCP(a, false)
+		if err != nil {
+			return -1, err
+		}
+		_ = unix.Close(probe)
+	}
+	return bindTCP(a, true)
+}
+
+func (s *Set) holdsPort(port uint16) bool {
+	for a := range s.groups {
+		if a.TCP() && a.Port == port {
+			return true
+		}
+	}
+	return false
+}
+
+// bindTCP returns a bound TCP socket. TCP_NODELAY is inherited by what is accepted; without it servers that write a response in two pieces wait 40 ms for
+// the client's delayed acknowledgement.
+func bindTCP(a Addr, reusePort bool) (fd int, err error) {
+	family := unix.AF_INET
+	if a.Network == IPv6 {
+		family = unix.AF_INET6
+	}
+	fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	defer func() {
+		if err != nil {
+			_ = unix.Close(fd)
+			fd = -1
+		}
+	}()
+	options := []struct{ level, name, value int }{
+		{unix.SOL_SOCKET, unix.SO_REUSEADDR, 1},
+		{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+	}
+	if reusePort {
+		options = append(options, struct{ level, name, value int }{unix.SOL_SOCKET, unix.SO_REUSEPORT, 1})
+	}
+	if a.Network == IPv6 {
+		only := 0
+		if a.V6Only {
+			only = 1
+		}
+		options = append(options, struct{ level, name, value int }{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, only})
+	}
+	for _, o := range options {
+		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
+			return -1, os.NewSyscallError("setsockopt", err)
+		}
+	}
+	if err := unix.Bind(fd, a.sockaddr()); err != nil {
+		return -1, os.NewSyscallError("bind", err)
+	}
+	return fd, nil
+}
+
+// Listen makes the held socket listen, or listen again after a worker has shut it down; on one that listens it changes nothing. EADDRINUSE
+// means that another program began to listen since the bind.
+func (s *Set) Listen(h *Held) error {
+	g := s.groups[h.Addr]
+	if h.Addr.TCP() {
+		if listens(h.fd) {
+			return nil
+		}
+		if h.listening {
+			g.swapRemove(h) // Shut down, and the news has not come through Watch yet.
+			h.listening = false
+		}
+	}
+	if err := unix.Listen(h.fd, s.backlog); err != nil {
+		return fmt.Errorf("cannot listen on %s: %w", h.Addr, os.NewSyscallError("listen", err))
+	}
+	if h.listening {
+		return nil // A unix socket again.
+	}
+	h.listening = true
+	g.append(h)
+	// No event is asked for: EPOLLHUP comes always, and connections wake nobody. Edge-triggered, as a socket that is not listened on again (because
+	// listen failed) would report it without end.
+	event := unix.EpollEvent{Events: unix.EPOLLET}
+	event.Fd, event.Pad = int32(h.id), int32(h.id>>32)
+	op := unix.EPOLL_CTL_ADD
+	err := unix.EpollCtl(s.hangupFD, op, h.fd, &event)
+	if errors.Is(err, unix.EEXIST) {
+		err = unix.EpollCtl(s.hangupFD, unix.EPOLL_CTL_MOD, h.fd, &event)
+	}
+	if err != nil {
+		return os.NewSyscallError("epoll_ctl", err)
+	}
+	return nil
+}
+
+// listens says whether a TCP socket is in the state LISTEN, by the first byte of struct tcp_info (tcp(7)).
+func listens(fd int) bool {
+	const stateListen = 10 // TCP_LISTEN in net/tcp_states.h
+	info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+	return err == nil && info.State == stateListen
+}
+
+// Group returns the group of an address, nil when nothing is held there. a may be Either.
+func (s *Set) Group(a Addr) *Group {
+	if to, found := s.resolved[a]; found {
+		a = to
+	}
+	return s.groups[a]
+}
+
+// Groups returns all groups, ordered by the text of their address.
+func (s *Set) Groups() []*Group {
+	all := make([]*Group, 0, len(s.groups))
+	for _, g := range s.groups {
+		all = append(all, g)
+	}
+	slices.SortFunc(all, func(a, b *Group) int {
+		if c := strings.Compare(a.Addr.String(), b.Addr.String()); c != 0 {
+			return c
+		}
+		return int(a.held[0].id) - int(b.held[0].id)
+	})
+	return all
+}
+
+// Slots returns the slots that have a socket on a, in ascending order.
+func (s *Set) Slots(a Addr) []int {
+	var slots []int
+	for _, h := range s.Group(a).Held() {
+		slots = append(slots, h.slots...)
+	}
+	slices.Sort(slots)
+	return slots
+}
+
+// Held returns the sockets of a slot in the order in which they were made, the shared ones it uses among them.
+func (s *Set) Held(slot int) []*Held {
+	var held []*Held
+	for _, h := range s.byID {
+		if slices.Contains(h.slots, slot) {
+			held = append(held, h)
+		}
+	}
+	slices.SortFunc(held, func(a, b *Held) int { return int(a.id) - int(b.id) })
+	return held
+}
+
+// FDs returns the descriptors of Held(slot).
+func (s *Set) FDs(slot int) []int {
+	var fds []int
+	for _, h := range s.Held(slot) {
+		fds = append(fds, h.fd)
+	}
+	return fds
+}
+
+// Close ends the slot's sockets. Connections in their queues are reset, also when a process still has a copy: the socket leaves its group now and not
+// when the last copy is closed. A shared socket ends with the last of its slots.
+func (s *Set) Close(slot int) {
+	for _, h := range s.Held(slot) {
+		h.slots = slices.DeleteFunc(h.slots, func(each int) bool { return each == slot })
+		if len(h.slots) == 0 {
+			s.close(h)
+		}
+	}
+}
+
+// CloseAll ends all sockets and removes the files of unix sockets. The Set must not be used afterwards.
+func (s *Set) CloseAll() {
+	for _, h := range s.byID {
+		s.close(h)
+	}
+	_ = s.hangups.Close()
+}
+
+func (s *Set) close(h *Held) {
+	g := s.groups[h.Addr]
+	if h.listening {
+		_ = unix.EpollCtl(s.hangupFD, unix.EPOLL_CTL_DEL, h.fd, nil)
+		_ = unix.Shutdown(h.fd, unix.SHUT_RDWR)
+		g.swapRemove(h)
+	}
+	_ = unix.Close(h.fd)
+	h.bound.remove()
+	g.held = slices.DeleteFunc(g.held, func(each *Held) bool { return each == h })
+	if len(g.held) == 0 {
+		delete(s.groups, h.Addr)
+		for from, to := range s.resolved {
+			if to == h.Addr {
+				delete(s.resolved, from)
+			}
+		}
+	}
+	delete(s.byID, h.id)
+	delete(s.byInode, h.inode)
+	h.fd, h.listening = -1, false
+}

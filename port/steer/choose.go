@@ -1,0 +1,236 @@
+package steer
+
+import (
+	"math"
+	"time"
+)
+
+// State says what a member of a group may be given.
+type State uint8
+
+// The states of a member. Only Ready ones are ever chosen while there is one.
+const (
+	// Down has no process. What is in its queue waits for the next worker in its place.
+	Down State = iota
+	// Starting has a process that is not ready yet.
+	Starting
+	// Ready serves.
+	Ready
+	// Hung holds connections in its queue and has accepted none for long.
+	Hung
+	// Draining is to get nothing new, and is closed once its queue has run empty.
+	Draining
+	// Standby is ready and kept in reserve.
+	Standby
+	// Leaving is Draining whose socket is about to be closed: see Poller.Update.
+	Leaving
+)
+
+var stateNames = [...]string{"down", "starting", "ready", "hung", "draining", "standby", "leaving"}
+
+// String gives the state's name.
+func (s State) String() string { return stateNames[s] }
+
+// Wait is what is known of the thread that accepts a member's connections.
+type Wait uint8
+
+// What the accepting thread may be doing.
+const (
+	// Unknown: it cannot be told; the queue alone decides.
+	Unknown Wait = iota
+	// Idle: it waits for events, and would accept at once.
+	Idle
+	// Busy: it runs, or waits for something else.
+	Busy
+)
+
+var waitNames = [...]string{"unknown", "idle", "busy"}
+
+// String gives the name.
+func (w Wait) String() string { return waitNames[w] }
+
+// View is what the choice of a member depends on.
+type View struct {
+	State State
+	Wait  Wait
+	// Queue is the number of connections that wait to be accepted.
+	Queue int
+	// Conns is the number of connections the worker has open, or -1 when that is unknown; then all count as equal.
+	Conns int
+	// Lag is how long ago the worker was last seen to get on: idle, with an empty queue it has not been idle for, or accepting.
+	Lag time.Duration
+}
+
+// momentary is the longest Lag of a worker that is held to be in the middle of an ordinary request rather than blocked. It is a few ticks of the poller:
+// much longer, and a worker that has just begun to block still gets connections; much shorter, and a busy one that is fine is taken for a blocked one.
+const momentary = 4 * time.Millisecond
+
+// free tells whether a connection given to the member now is accepted at once, as far as can be seen.
+func (v View) free() bool { return v.State == Ready && v.Queue == 0 && v.Wait != Busy }
+
+// moving tells whether the member is ready and has been seen to get on a moment ago.
+func (v View) moving() bool { return v.State == Ready && v.Lag <= momentary }
+
+// slack is how many connections more than the least a member may have and still count as equal to it.
+//
+// One connection in 16 keeps the busiest of four workers within 1.07 of the mean, at 64 connections and at any number above, and lets a burst that comes
+// between two ticks go to more than the one emptiest worker. With none open anywhere there is no slack: then every connection is a request, and the worker
+// without any is the free one.
+func slack(least int) int {
+	if least == 0 {
+		return 0
+	}
+	return 1 + least/16
+}
+
+// Choose appends to dst the indices, ascending, of the members among which the next connections are to be spread evenly, and returns the extended slice.
+// It is empty only when no member is Ready; Shelter then says where connections can wait. Burst is the number of connections that are expected before the
+// next call; below 1 it counts as 1. Choose does not allocate when dst has room for all members.
+//
+// In this order: the free members with the fewest connections; with no free one, the moving members with the shortest queue and the fewest connections; with
+// no moving one either, the ready members with the shortest queue. "Fewest" and "shortest" take in as many members as the expected burst would fill up to one level. A member that is
+// busy but moving counts as free when it has clearly fewer connections than all that are free, and when so many connections are expected that the free ones
+// cannot take them at once.
+func Choose(dst []int, members []View, burst int) []int {
+	c := chooser{members: members, burst: max(burst, 1), conns: true}
+	free, moving := 0, 0
+	for i := range members {
+		v := &members[i]
+		switch {
+		case v.State != Ready:
+			continue
+		case v.free():
+			free++
+		case v.moving():
+			moving++
+		}
+		c.conns = c.conns && v.Conns >= 0
+	}
+	switch {
+	case free > 0 && moving > 0 && (c.burst > perTick*free || c.lopsided()):
+		return c.pour(dst, classFreeOrMoving)
+	case free > 0:
+		return c.pour(dst, classFree)
+	case moving > 0:
+		return c.pour(dst, classMoving)
+	}
+	return c.pour(dst, classReady)
+}
+
+// Shelter is for a group without a Ready member. It appends to dst the indices, ascending, of those in whose queue a connection has the best prospects: the
+// members that are to have a worker soon (Starting, Down), those with the shortest queue; else the hung ones; else those that are kept in reserve.
+// Draining and Leaving members get nothing, so the result may be empty.
+func Shelter(dst []int, members []View) []int {
+	c := chooser{members: members, burst: len(members)}
+	for _, k := range [...]class{classComing, classHung, classStandby} {
+		if out := c.pour(dst, k); len(out) > len(dst) {
+			return out
+		}
+	}
+	return dst
+}
+
+// perTick is how many connections a free worker is trusted to take between two calls. An asyncio server answers about one small request per millisecond.
+const perTick = 4
+
+// A class is a set of members that are as good as each other but for their load.
+type class uint8
+
+const (
+	classFree class = iota
+	classFreeOrMoving
+	classMoving
+	classReady
+	classComing
+	classHung
+	classStandby
+)
+
+func (k class) has(v *View) bool {
+	switch k {
+	case classFree:
+		return v.free()
+	case classFreeOrMoving:
+		return v.free() || v.moving()
+	case classMoving:
+		return v.moving()
+	case classReady:
+		return v.State == Ready
+	case classComing:
+		return v.State == Starting || v.State == Down
+	case classHung:
+		return v.State == Hung
+	case classStandby:
+		return v.State == Standby
+	}
+	return false
+}
+
+type chooser struct {
+	members []View
+	burst   int
+	conns   bool // the number of connections is known for all that are ready
+}
+
+// load is what members of a class are compared by: among free ones the connections they have or are about to have. Among moving ones a connection in the queue
+// weighs as much as several open ones, since one waits for it; among blocked ones there is nothing but the wait.
+func (c *chooser) load(v *View, k class) int {
+	switch {
+	case !c.conns || k > classMoving:
+		return v.Queue
+	case k == classMoving:
+		return v.Conns + perTick*v.Queue
+	}
+	return v.Conns + v.Queue
+}
+
+// lopsided tells whether every free member has clearly more connections than one that is busy for a moment. Waiting that moment is then better than
+// the lasting imbalance.
+func (c *chooser) lopsided() bool {
+	free, soon := c.least(classFree), c.least(classFreeOrMoving)
+	return free > soon+1+soon/16
+}
+
+// least is the smallest load in the class, or math.MaxInt for a class without members.
+func (c *chooser) least(k class) int {
+	least := math.MaxInt
+	for i := range c.members {
+		if v := &c.members[i]; k.has(v) {
+			least = min(least, c.load(v, k))
+		}
+	}
+	return least
+}
+
+// pour appends the members of the class that get wet when the burst is poured on their loads, and those that are no more than slack above the least.
+func (c *chooser) pour(dst []int, k class) []int {
+	least := c.least(k)
+	if least == math.MaxInt {
+		return dst
+	}
+	// The smallest level that leaves room for the burst. At least+burst the emptiest member alone has room for all of it.
+	level, high := least+1, least+c.burst
+	for level < high {
+		mid := level + (high-level)/2
+		room := 0
+		for i := range c.members {
+			if v := &c.members[i]; k.has(v) {
+				room += max(0, mid-c.load(v, k))
+			}
+		}
+		if room >= c.burst {
+			high = mid
+		} else {
+			level = mid + 1
+		}
+	}
+	if c.conns && k <= classMoving {
+		level = max(level, least+1+slack(least))
+	}
+	for i := range c.members {
+		if v := &c.members[i]; k.has(v) && c.load(v, k) < level {
+			dst = append(dst, i)
+		}
+	}
+	return dst
+}

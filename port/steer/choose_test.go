@@ -1,0 +1,242 @@
+package steer
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+)
+
+// Shorthands for tables. The number is the connections.
+func idle(conns int) View    { return View{State: Ready, Wait: Idle, Conns: conns} }
+func busy(conns int) View    { return View{State: Ready, Wait: Busy, Conns: conns, Lag: momentary} }
+func blocked(conns int) View { return View{State: Ready, Wait: Busy, Conns: conns, Lag: time.Second} }
+func unknown(conns int) View { return View{State: Ready, Conns: conns} }
+
+func (v View) queued(n int) View        { v.Queue = n; return v }
+func (v View) lag(d time.Duration) View { v.Lag = d; return v }
+func in(s State) View                   { return View{State: s, Wait: Idle} }
+
+func TestChoose(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		members []View
+		burst   int
+		want    []int
+	}{
+		{"nobody", nil, 0, nil},
+		{"one", []View{idle(3)}, 0, []int{0}},
+		{"one, whatever it does", []View{blocked(3).queued(9)}, 0, []int{0}},
+		{"all free and equal", []View{idle(0), idle(0), idle(0), idle(0)}, 0, []int{0, 1, 2, 3}},
+		{"fewest connections", []View{idle(2), idle(0), idle(1), idle(0)}, 0, []int{1, 3}},
+		{"one apart is equal, unless it is the first", []View{idle(5), idle(6), idle(7), idle(4)}, 0, []int{0, 3}},
+		{"one in 16 more is equal", []View{idle(64), idle(69), idle(70), idle(66)}, 0, []int{0, 1, 3}},
+		{"a burst goes to all it would fill", []View{idle(2), idle(0), idle(1), idle(9)}, 6, []int{0, 1, 2}},
+		{"a burst goes to all it would fill, exactly", []View{idle(2), idle(0)}, 2, []int{1}},
+		{"a large burst", []View{idle(2), idle(0), idle(1), idle(9)}, 1000, []int{0, 1, 2, 3}},
+		{"queued ones are connections too, in a burst", []View{idle(0), busy(0).queued(40), idle(0)}, 30, []int{0, 2}},
+		{"unknown numbers make all equal", []View{idle(2), idle(-1), idle(7)}, 0, []int{0, 1, 2}},
+		{"only the ready count for that", []View{idle(2), {State: Down, Conns: -1}, idle(1)}, 0, []int{0, 2}},
+		{"blocked ones get nothing", []View{blocked(0), idle(4), idle(4), blocked(0)}, 0, []int{1, 2}},
+		{"nor in a burst", []View{blocked(0), idle(4), idle(4), blocked(0)}, 1000, []int{1, 2}},
+		{"busy ones get nothing while others are free", []View{busy(0), idle(1)}, 0, []int{1}},
+		{"but when they have clearly fewer connections", []View{busy(0), idle(2), idle(3)}, 0, []int{0}},
+		{"and when the free ones cannot take a burst", []View{busy(0), idle(0), blocked(0)}, perTick + 1, []int{0, 1}},
+		{"not before", []View{busy(0), idle(0), blocked(0)}, perTick, []int{1}},
+		{"a queue is not free", []View{idle(0).queued(1).lag(time.Second), idle(3)}, 0, []int{1}},
+		{"an unknown thread with an empty queue is free", []View{unknown(0), idle(0), busy(0)}, 0, []int{0, 1}},
+		{"an unknown thread with a queue is not", []View{unknown(0).queued(1), idle(0)}, 0, []int{1}},
+		{"none free: the moving one with the shortest queue", []View{busy(2).queued(1), busy(1).queued(2), blocked(0)}, 0, []int{0}},
+		{"none free: and the fewest connections", []View{busy(5), busy(3), busy(4), busy(0).queued(1), blocked(0)}, 0, []int{1, 2, 3}},
+		{"none free: a burst fills the queues of the moving", []View{busy(9).queued(2), busy(0).queued(3), blocked(0)}, 12, []int{0, 1}},
+		{"none moving: the shortest queue", []View{blocked(0).queued(2), blocked(9).queued(1), blocked(0).queued(1)}, 0, []int{1, 2}},
+		{"none moving: queues decide alone", []View{blocked(0), blocked(9)}, 0, []int{0, 1}},
+		{"the rest never", []View{in(Down), in(Starting), in(Hung), in(Draining), in(Standby), in(Leaving), blocked(9).queued(50)}, 1000, []int{6}},
+		{"the rest not even alone", []View{in(Down), in(Starting), in(Hung), in(Draining), in(Standby), in(Leaving)}, 0, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if diff := cmp.Diff(c.want, Choose(nil, c.members, c.burst)); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestShelter(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		members []View
+		want    []int
+	}{
+		{"nobody", nil, nil},
+		{"a worker comes", []View{in(Down), in(Starting), in(Hung), in(Draining), in(Standby)}, []int{0, 1}},
+		{"the shorter queue", []View{in(Down).queued(5), in(Starting).queued(1)}, []int{1}},
+		{"about equal queues", []View{in(Down).queued(3), in(Starting).queued(1)}, []int{1}},
+		{"hung", []View{in(Hung), in(Draining), in(Standby), in(Leaving)}, []int{0}},
+		{"reserve", []View{in(Draining), in(Standby), in(Leaving)}, []int{1}},
+		{"those that go get nothing", []View{in(Draining), in(Leaving)}, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if diff := cmp.Diff(c.want, Shelter(nil, c.members)); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+var anyView = rapid.Custom(func(t *rapid.T) View {
+	return View{
+		State: rapid.SampledFrom([]State{Ready, Ready, Ready, Down, Starting, Hung, Draining, Standby, Leaving}).Draw(t, "state"),
+		Wait:  rapid.SampledFrom([]Wait{Unknown, Idle, Busy}).Draw(t, "wait"),
+		Queue: rapid.SampledFrom([]int{0, 0, 1, 2, 100}).Draw(t, "queue"),
+		Conns: rapid.IntRange(-1, 40).Draw(t, "conns"),
+		Lag:   rapid.SampledFrom([]time.Duration{0, time.Millisecond, time.Second}).Draw(t, "lag"),
+	}
+})
+
+func TestChooseProperties(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		members := rapid.SliceOfN(anyView, 0, 12).Draw(t, "members")
+		burst := rapid.IntRange(0, 200).Draw(t, "burst")
+		got := Choose(nil, members, burst)
+		ready, free, moving := 0, 0, 0
+		for _, v := range members {
+			if v.State == Ready {
+				ready++
+			}
+			if v.free() {
+				free++
+			}
+			if v.moving() {
+				moving++
+			}
+		}
+		if (len(got) > 0) != (ready > 0) {
+			t.Fatalf("%d ready, chosen %v", ready, got)
+		}
+		if !slices.IsSorted(got) || len(slices.Compact(slices.Clone(got))) != len(got) {
+			t.Fatalf("not ascending: %v", got)
+		}
+		for _, i := range got {
+			v := members[i]
+			switch {
+			case v.State != Ready:
+				t.Fatalf("member %d is %v", i, v.State)
+			case free > 0 && !v.free() && !v.moving():
+				t.Fatalf("member %d is blocked while others are free", i)
+			case free == 0 && moving > 0 && !v.moving():
+				t.Fatalf("member %d is blocked while others get on", i)
+			}
+		}
+		// Nobody of the same kind as a chosen one, with no more connections and no longer queue, is left out.
+		for i, v := range members {
+			if slices.Contains(got, i) || v.State != Ready {
+				continue
+			}
+			for _, j := range got {
+				w := members[j]
+				if v.free() == w.free() && v.moving() == w.moving() && v.Queue <= w.Queue && v.Conns == w.Conns {
+					t.Fatalf("member %d is no worse than %d and left out of %v", i, j, got)
+				}
+			}
+		}
+		// A larger burst does not narrow the choice, as long as the free ones take it.
+		if burst <= perTick*free {
+			for _, i := range Choose(nil, members, burst-1) {
+				if !slices.Contains(got, i) {
+					t.Fatalf("member %d is chosen for a burst of %d and not for %d", i, burst-1, burst)
+				}
+			}
+		}
+	})
+}
+
+// TestConnectionsStayBalanced gives connections one by one to members that are busy at random, as far as the choice can know.
+func TestConnectionsStayBalanced(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		workers := rapid.IntRange(2, 8).Draw(t, "workers")
+		members := make([]View, workers)
+		per := rapid.IntRange(16, 64).Draw(t, "connections per worker")
+		busyPercent := rapid.IntRange(0, 95).Draw(t, "busy percent")
+		for i := range members {
+			members[i] = idle(0)
+		}
+		most := 0
+		for range per * workers {
+			for i := range members {
+				members[i].Wait = Idle
+				if rapid.IntRange(0, 99).Draw(t, "p") < busyPercent {
+					members[i].Wait = Busy
+				}
+			}
+			choice := Choose(nil, members, 1)
+			i := rapid.SampledFrom(choice).Draw(t, "pick")
+			members[i].Conns++
+			most = max(most, members[i].Conns)
+		}
+		if ratio := float64(most) / float64(per); ratio > 1.25 {
+			t.Fatalf("the busiest has %d, the mean is %d", most, per)
+		}
+	})
+}
+
+func TestSteadyWhileMembersLeave(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		members := rapid.SliceOfN(anyView, 1, 8).Draw(t, "members")
+		var before Array
+		var leaving []int
+		for i := range members {
+			before.Listen(i)
+			if members[i].State == Leaving {
+				leaving = append(leaving, i)
+			}
+		}
+		choice := Choose(nil, members, 5)
+		got := steady(slices.Clone(choice), members)
+		if len(choice) > 0 && len(got) == 0 {
+			t.Fatal("nothing is left")
+		}
+		// Close them in any order, and look after each step.
+		after := before
+		for _, id := range rapid.Permutation(leaving).Draw(t, "order") {
+			after.Remove(id)
+			for _, i := range got {
+				if i >= after.Len() {
+					continue // the kernel uses its hash
+				}
+				if len(got) > 1 || got[0] < len(members)-len(leaving) {
+					if after.At(i) != i {
+						t.Fatalf("index %d became member %d", i, after.At(i))
+					}
+				}
+			}
+		}
+	})
+}
+
+func TestChooseDoesNotAllocate(t *testing.T) {
+	members := []View{idle(2), busy(0), blocked(1).queued(3), unknown(2), in(Down)}
+	dst := make([]int, 0, len(members))
+	if n := testing.AllocsPerRun(100, func() { dst = Choose(dst[:0], members, 3) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func BenchmarkChoose(b *testing.B) {
+	for _, n := range []int{4, 32, MaxMembers} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			members := make([]View, n)
+			for i := range members {
+				members[i] = idle(i % 7)
+			}
+			dst := make([]int, 0, n)
+			b.ReportAllocs()
+			for b.Loop() {
+				dst = Choose(dst[:0], members, 3)
+			}
+		})
+	}
+}

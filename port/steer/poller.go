@@ -1,0 +1,741 @@
+package steer
+
+import (
+	"math"
+	"os"
+	"runtime"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Membership is everything a Poller looks after.
+type Membership struct {
+	Groups []Group
+}
+
+// Group is one SO_REUSEPORT group: the held sockets of one address.
+type Group struct {
+	// ID names the group in events; the caller chooses it, once for each address.
+	ID int
+	// Hash leaves the choice to the kernel. Queues are watched all the same.
+	Hash bool
+	// Probes sends connections from ProbeSource(slot) to the slot's member.
+	Probes bool
+	// Members are all sockets of the group that listen, in the order of the kernel's array (see Array), whoever holds them.
+	Members []Member
+}
+
+// Member is one listening socket of a group and the worker that accepts from it.
+type Member struct {
+	// Seat names the member in events; the caller chooses it. It is unique in its group, and the same in all groups for the same worker.
+	Seat int
+	// Slot is what a probe asks for. During a reload two seats have the same slot, and the probe reaches the later one in the list that is not on its way out.
+	Slot int
+	// FD is a duplicate (F_DUPFD_CLOEXEC) of the held socket. It belongs to the Poller from the call of Update on.
+	FD    int
+	State State
+	// PID is the worker's process, 0 when there is none, and TID its thread that accepts, in the PID namespace that /proc shows. A TID of 0 is learned: the
+	// main thread, or else the only thread that waits for events.
+	PID, TID int
+	// UID and GID are what the worker runs as.
+	UID, GID uint32
+}
+
+// EventKind says what an Event reports.
+type EventKind uint8
+
+// The kinds of events.
+const (
+	// Stuck: a Ready member holds Queue connections and has accepted none for For. From here on it is steered around as if it were Hung.
+	Stuck EventKind = iota + 1
+	// Unstuck: a member that was Stuck has accepted a connection, or was emptied.
+	Unstuck
+	// Drained: a Draining member has been out of the program for the settle time and its queue is empty.
+	Drained
+	// Left: the Poller holds no descriptor of the Leaving member any more, and the program in place stays right when its socket is closed.
+	Left
+	// Shut: the member's socket does not listen any more: somebody called shutdown(2) on it. The kernel has taken it out of the array.
+	Shut
+	// Failed: the kernel refused the program of the group, whose connections are now spread by its hash; Err says why.
+	Failed
+)
+
+var kindNames = [...]string{"none", "stuck", "unstuck", "drained", "left", "shut", "failed"}
+
+// String gives the kind's name.
+func (k EventKind) String() string { return kindNames[k] }
+
+// Event is something the owner of the members wants to know.
+type Event struct {
+	Kind  EventKind
+	Group int
+	Seat  int
+	Queue int
+	For   time.Duration
+	Err   error
+}
+
+// Stat is what is known of one member at one moment.
+type Stat struct {
+	Group, Seat int
+	State       State
+	Queue       int
+	// Conns is the number of connections the worker has open, or -1 when it is unknown.
+	Conns int
+	Wait  Wait
+	// Chosen tells whether the program in place gives it connections.
+	Chosen bool
+}
+
+// Options are the Poller's times. A zero field means the default.
+type Options struct {
+	// Tick is the time between two looks at the workers while there is traffic; default 1 ms.
+	Tick time.Duration
+	// Quiet is how long no new connection must have been seen before the Poller goes to sleep; default 100 ms.
+	Quiet time.Duration
+	// Idle is the time between two looks while nothing can change quickly, but something is waited for: a Draining member, a queue nobody takes from, a group
+	// without a choice; default 20 ms.
+	Idle time.Duration
+	// StuckAfter is how long a Ready member may hold connections without accepting any; default 1 s.
+	StuckAfter time.Duration
+	// Settle is how long a Draining member must have been out of the program before it can be Drained, for the handshakes in flight; default 1 s.
+	Settle time.Duration
+	// QueueOnly and NoConns make the choice by less than is known. They are there to compare.
+	QueueOnly, NoConns bool
+}
+
+func (o *Options) defaults() {
+	set := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	set(&o.Tick, time.Millisecond)
+	set(&o.Quiet, 100*time.Millisecond)
+	set(&o.Idle, 20*time.Millisecond)
+	set(&o.StuckAfter, time.Second)
+	set(&o.Settle, time.Second)
+}
+
+// Poller keeps the programs of reuseport groups right. It has a goroutine of its own that owns all its state; the methods may be called from one other
+// goroutine, and never block it.
+//
+// While there are new connections it looks at every member once per tick, without allocating, and attaches a new program when the choice has changed. When no
+// new one has been seen for a while it goes to sleep in the runtime's network poller, and costs no wake-ups until a connection arrives at one of the sockets.
+type Poller struct {
+	opts   Options
+	events chan Event
+	kick   chan struct{}
+	asks   chan chan<- []Stat
+	update atomic.Pointer[Membership]
+	done   chan struct{}
+	ended  chan struct{}
+
+	epoll *os.File // knows all members; armed only for sleep
+	epfd  int
+	arm   chan struct{} // asks watch to wait for an arrival
+	wake  chan struct{} // has one token after an arrival
+
+	// What follows belongs to the goroutine.
+	start    time.Time
+	self     identity
+	groups   []*group
+	workers  []*worker
+	foreign  bool // some worker runs as somebody else
+	watching bool
+	traffic  time.Duration // when the last new connection was seen
+	arrived  int           // connections seen to arrive in this tick
+	burst    int           // connections expected in the next tick
+	salt     uint16
+	builder  Builder
+	read     readings
+	info     tcpInfo
+	ticks    atomic.Uint64
+	attaches atomic.Uint64
+}
+
+type group struct {
+	Group
+	members  []*member
+	views    []View
+	choice   []int
+	attached []int
+	stale    bool // the program in place, if any, is of another array
+	failed   bool
+	failure  error // not reported yet
+	probes   []Probe
+}
+
+type member struct {
+	Member
+	w        *worker // nil without a process
+	group    *group
+	queue    int
+	held     time.Duration // since when the queue has not been empty and nothing was accepted
+	out      time.Duration // since when it has been out of the program, for Draining
+	stuck    bool
+	shut     bool
+	said     EventKind // the last of Stuck and Unstuck that was reported
+	saidEnd  bool      // Drained or Left was reported
+	saidShut bool
+}
+
+// NewPoller starts a Poller without members. It fails only when the process has no descriptors left.
+func NewPoller(opts Options) (*Poller, error) {
+	opts.defaults()
+	epfd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	if err := unix.SetNonblock(epfd, true); err != nil { // makes NewFile put it into the runtime's poller
+		unix.Close(epfd)
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	p := &Poller{
+		opts:   opts,
+		events: make(chan Event, 64),
+		kick:   make(chan struct{}, 1),
+		asks:   make(chan chan<- []Stat, 4),
+		done:   make(chan struct{}),
+		ended:  make(chan struct{}),
+		epoll:  os.NewFile(uintptr(epfd), "epoll of held sockets"),
+		epfd:   epfd,
+		arm:    make(chan struct{}, 1),
+		wake:   make(chan struct{}, 1),
+		start:  time.Now(),
+		self:   identity{uint32(os.Geteuid()), uint32(os.Getegid())},
+	}
+	go p.watch()
+	go p.run()
+	return p, nil
+}
+
+// Update replaces everything the Poller knew of who is a member. It is called after each change of a group's array and of a member's state; the duplicates
+// are new ones each time. A message that was not looked at yet is dropped and its duplicates are closed.
+//
+// A socket stays in the kernel's array as long as anybody holds a descriptor of it, and leaving the array moves another member. So a held socket is closed in
+// three steps: Update with the member Leaving; wait for its Left; close it, and Update without it. In between no connection can reach a wrong member.
+func (p *Poller) Update(m Membership) {
+	if old := p.update.Swap(&m); old != nil {
+		old.close()
+	}
+	p.poke()
+}
+
+func (m *Membership) close() {
+	for i := range m.Groups {
+		for _, x := range m.Groups[i].Members {
+			closeFD(x.FD)
+		}
+	}
+}
+
+func (p *Poller) poke() {
+	select {
+	case p.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Events delivers what has happened. When nobody receives, events wait: what they report is told as soon as there is room, if it still holds.
+func (p *Poller) Events() <-chan Event { return p.events }
+
+// Snapshot asks for the state of all members. The answer, in the order of the last Update, is sent to reply, which must have room for it; without room it is
+// dropped. It returns false when too many questions wait already.
+func (p *Poller) Snapshot(reply chan<- []Stat) bool {
+	select {
+	case p.asks <- reply:
+		p.poke()
+		return true
+	default:
+		return false
+	}
+}
+
+// Close ends the Poller and closes all its descriptors. The programs stay in place: the kernel keeps them as long as the groups exist.
+func (p *Poller) Close() {
+	close(p.done)
+	<-p.ended
+	if old := p.update.Swap(nil); old != nil {
+		old.close()
+	}
+}
+
+func (p *Poller) run() {
+	defer close(p.ended)
+	defer p.release()
+	timer := time.NewTimer(time.Hour)
+	timer.Stop()
+	for {
+		if m := p.update.Swap(nil); m != nil {
+			p.adopt(m)
+		}
+		next := p.tick(time.Since(p.start))
+		p.answer()
+		var due <-chan time.Time
+		if next > 0 {
+			timer.Reset(next)
+			due = timer.C
+		}
+		select {
+		case <-p.done:
+			timer.Stop()
+			return
+		case <-p.kick:
+		case <-p.wake:
+			p.watching = false
+			p.traffic = time.Since(p.start)
+		case <-due:
+		}
+	}
+}
+
+func (p *Poller) release() {
+	for _, g := range p.groups {
+		for _, m := range g.members {
+			closeFD(m.FD)
+		}
+	}
+	for _, w := range p.workers {
+		w.close()
+	}
+	p.epoll.Close() // ends a wait of watch
+	close(p.arm)
+}
+
+// watch waits for arrivals while the Poller sleeps.
+func (p *Poller) watch() {
+	raw, err := p.epoll.SyscallConn()
+	if err != nil {
+		return
+	}
+	var events [1]unix.EpollEvent
+	arrived := func(fd uintptr) bool {
+		n, _ := unix.EpollWait(int(fd), events[:], 0)
+		return n > 0
+	}
+	for range p.arm {
+		if raw.Read(arrived) != nil {
+			return
+		}
+		select {
+		case p.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// adopt makes the message the state, and keeps what was learned of members and workers that are still there.
+func (p *Poller) adopt(msg *Membership) {
+	oldGroups, oldWorkers := p.groups, p.workers
+	p.groups, p.workers, p.foreign = nil, nil, false
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for i := range msg.Groups {
+		g := &group{Group: msg.Groups[i], stale: true}
+		var before *group
+		for _, old := range oldGroups {
+			if old.ID == g.ID {
+				before = old
+			}
+		}
+		for _, x := range g.Members {
+			m := &member{Member: x, group: g}
+			if before != nil {
+				before.hand(m)
+			}
+			if x.PID != 0 && (x.State == Ready || x.State == Standby || x.State == Hung || x.State == Draining) {
+				m.w = p.workerOf(x, oldWorkers)
+				p.foreign = p.foreign || m.w.id != p.self
+			}
+			g.members = append(g.members, m)
+		}
+		g.probe()
+		g.views = make([]View, len(g.members))
+		g.choice = make([]int, 0, len(g.members))
+		g.attached = make([]int, 0, len(g.members))
+		p.groups = append(p.groups, g)
+	}
+	for _, w := range oldWorkers {
+		if !slices.Contains(p.workers, w) {
+			w.close()
+		}
+	}
+	for _, g := range oldGroups {
+		for _, m := range g.members {
+			p.forget(m)
+		}
+	}
+	for _, g := range p.groups {
+		for _, m := range g.members {
+			// No events yet: only hang-ups and errors, which cannot be masked, could be reported.
+			unix.EpollCtl(p.epfd, unix.EPOLL_CTL_ADD, m.FD, &unix.EpollEvent{Events: unix.EPOLLONESHOT, Fd: int32(m.FD)})
+		}
+	}
+}
+
+// forget takes the member's descriptor out of the epoll, where it would stay as long as anybody has the socket open, and closes it.
+func (p *Poller) forget(m *member) {
+	if m.FD >= 0 {
+		unix.EpollCtl(p.epfd, unix.EPOLL_CTL_DEL, m.FD, nil)
+		closeFD(m.FD)
+		m.FD = -1
+	}
+}
+
+// hand gives what is known of the member of the same seat to its successor.
+func (g *group) hand(m *member) {
+	for _, old := range g.members {
+		if old.Seat != m.Seat {
+			continue
+		}
+		m.queue = old.queue
+		if old.PID == m.PID && old.State == m.State {
+			m.held, m.stuck, m.said, m.out, m.saidEnd = old.held, old.stuck, old.said, old.out, old.saidEnd
+		}
+	}
+}
+
+// workerOf finds or makes what is known of the member's process. The thread must be locked.
+func (p *Poller) workerOf(x Member, old []*worker) *worker {
+	same := func(w *worker) bool { return w.seat == x.Seat && w.pid == x.PID }
+	for _, list := range [...][]*worker{p.workers, old} {
+		if i := slices.IndexFunc(list, same); i >= 0 {
+			w := list[i]
+			if x.TID != 0 && w.given != x.TID {
+				w.given, w.tid = x.TID, x.TID
+				p.as(w.id, w.openThread)
+			}
+			if !slices.Contains(p.workers, w) {
+				p.workers = append(p.workers, w)
+			}
+			return w
+		}
+	}
+	w := &worker{seat: x.Seat, pid: x.PID, tid: x.TID, given: x.TID, id: identity{x.UID, x.GID}, moved: time.Since(p.start)}
+	p.as(w.id, w.open)
+	p.workers = append(p.workers, w)
+	return w
+}
+
+// as calls f with the given file-system identity. The thread must be locked.
+func (p *Poller) as(id identity, f func()) {
+	if id != p.self {
+		assume(id)
+		defer assume(p.self)
+	}
+	f()
+}
+
+// tick looks at everything once and attaches what has changed. It returns when to look again; 0 is when something arrives.
+func (p *Poller) tick(now time.Duration) time.Duration {
+	p.ticks.Add(1)
+	p.arrived = 0
+	p.lookAtWorkers(now)
+	steered, held := false, false
+	for _, g := range p.groups {
+		for _, m := range g.members {
+			p.lookAtQueue(now, m)
+			held = held || m.queue > 0
+		}
+		steered = steered || !g.Hash && len(g.members) > 1
+	}
+	if p.arrived > 0 {
+		p.traffic = now
+	}
+	p.burst = max(p.arrived, p.burst*7/8)
+	quiet := now-p.traffic >= p.opts.Quiet
+	burst := p.burst
+	if quiet {
+		burst = math.MaxInt16 // what comes next may come all at once, before the next tick
+	}
+	pending := false
+	for _, g := range p.groups {
+		p.steer(now, g, burst)
+		pending = p.report(now, g) || pending
+	}
+	switch {
+	case !quiet && steered:
+		return p.opts.Tick
+	case !quiet:
+		return p.opts.Idle
+	}
+	p.listenIn()
+	if held || pending {
+		return p.opts.Idle
+	}
+	return 0
+}
+
+// lookAtWorkers reads what the processes do.
+func (p *Poller) lookAtWorkers(now time.Duration) {
+	if p.opts.QueueOnly || len(p.workers) == 0 {
+		return
+	}
+	if p.foreign {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		defer assume(p.self)
+	}
+	is := p.self
+	for _, w := range p.workers {
+		if w.id != is {
+			assume(w.id)
+			is = w.id
+		}
+		p.arrived += w.look(now, &p.read)
+		if w.wantsThread(now) {
+			w.findThread(now, &p.read)
+		}
+	}
+}
+
+// lookAtQueue reads the length of a member's accept queue and draws the conclusions for the member.
+func (p *Poller) lookAtQueue(now time.Duration, m *member) {
+	if m.FD < 0 {
+		return
+	}
+	before := m.queue
+	queue, listens := acceptQueue(m.FD, &p.info)
+	m.queue, m.shut = queue, !listens
+	p.arrived += max(0, queue-before)
+	if queue == 0 || queue < before || m.held == 0 {
+		m.held = now
+	}
+	if m.w != nil {
+		m.w.stalls = m.w.stalls || queue > 0
+		if queue < before || queue == 0 && m.w.wait == Unknown {
+			m.w.moved = now
+		}
+	}
+	m.stuck = m.State == Ready && queue > 0 && now-m.held >= p.opts.StuckAfter
+}
+
+// view is the member as Choose sees it.
+func (m *member) view(now time.Duration, opts *Options) View {
+	v := View{State: m.State, Queue: m.queue, Conns: -1}
+	switch {
+	case m.shut:
+		v.State = Leaving // the kernel has removed it from the array, as it will a Leaving one
+	case m.stuck:
+		v.State = Hung
+	}
+	if m.w == nil {
+		return v
+	}
+	if m.w.gone && v.State == Ready {
+		v.State = Down
+	}
+	v.Lag = now - m.w.moved
+	v.Wait = m.w.wait
+	if !opts.NoConns {
+		v.Conns = m.w.conns
+	}
+	return v
+}
+
+// steer attaches the program for what is known now, if it differs from the one in place.
+func (p *Poller) steer(now time.Duration, g *group, burst int) {
+	if g.failed || len(g.members) == 0 {
+		return
+	}
+	if g.Hash {
+		if g.stale {
+			p.detach(g)
+		}
+		return
+	}
+	for i, m := range g.members {
+		g.views[i] = m.view(now, &p.opts)
+	}
+	g.choice = Choose(g.choice[:0], g.views, burst)
+	if len(g.choice) == 0 {
+		g.choice = Shelter(g.choice, g.views)
+	}
+	g.choice = steady(g.choice, g.views)
+	if !g.stale && slices.Equal(g.choice, g.attached) {
+		return
+	}
+	p.salt += 7
+	c := Choice{Among: g.choice, Salt: p.salt, Probes: g.probes}
+	if err := Attach(g.any(), p.builder.Program(c)); err != nil {
+		g.failed, g.failure = true, err
+		return
+	}
+	p.attaches.Add(1)
+	g.stale = false
+	g.attached = append(g.attached[:0], g.choice...)
+}
+
+func (p *Poller) detach(g *group) {
+	if err := Detach(g.any()); err != nil {
+		g.failed, g.failure = true, err
+	}
+	g.stale = false
+	for i := range g.members {
+		g.attached = append(g.attached, i)
+	}
+}
+
+// any is a descriptor of the group that listens. There is one as long as the members are what the kernel has; otherwise the attach fails.
+func (g *group) any() int {
+	for _, m := range g.members {
+		if m.FD >= 0 && !m.shut {
+			return m.FD
+		}
+	}
+	return -1
+}
+
+// steady leaves out of the choice what will not be at its index any more when the Leaving members are gone. Removing k of n members moves only members from
+// the last k places into gaps. When nothing would be left the choice stays as it is: an index that is out of range then makes the kernel use its hash.
+func steady(choice []int, members []View) []int {
+	stay := 0
+	for i := range members {
+		if members[i].State != Leaving {
+			stay++
+		}
+	}
+	if stay == len(members) || len(choice) == 0 || choice[0] >= stay {
+		return choice
+	}
+	n := 0
+	for n < len(choice) && choice[n] < stay {
+		n++
+	}
+	return choice[:n]
+}
+
+// probe fills in which members probes reach.
+func (g *group) probe() {
+	if !g.Probes || g.Hash {
+		return
+	}
+	for i := range g.Members {
+		x := &g.Members[i]
+		if x.State == Leaving || x.State == Draining || x.Slot < 0 || x.Slot >= MaxMembers {
+			continue
+		}
+		at := slices.IndexFunc(g.probes, func(pr Probe) bool { return pr.Slot == x.Slot })
+		if at < 0 {
+			g.probes = append(g.probes, Probe{Slot: x.Slot, Index: i})
+		} else {
+			g.probes[at].Index = i
+		}
+	}
+}
+
+// report tells what has to be told about the group, and whether something is still to be told or waited for.
+func (p *Poller) report(now time.Duration, g *group) (pending bool) {
+	if g.failure != nil {
+		if p.send(Event{Kind: Failed, Group: g.ID, Err: g.failure}) {
+			g.failure = nil
+		}
+		pending = pending || g.failure != nil
+	}
+	for i, m := range g.members {
+		e := Event{Group: g.ID, Seat: m.Seat, Queue: m.queue}
+		switch {
+		case m.stuck && m.said != Stuck:
+			e.Kind, e.For = Stuck, now-m.held
+			if p.send(e) {
+				m.said = Stuck
+			}
+			pending = pending || m.said != Stuck
+		case !m.stuck && m.said == Stuck:
+			e.Kind = Unstuck
+			if p.send(e) {
+				m.said = Unstuck
+			}
+			pending = pending || m.said == Stuck
+		}
+		if m.shut != m.saidShut {
+			e.Kind = Shut
+			if !m.shut || p.send(e) {
+				m.saidShut = m.shut
+			}
+			pending = pending || m.shut != m.saidShut
+		}
+		if m.State == Leaving {
+			p.forget(m)
+		}
+		switch {
+		case m.saidEnd:
+		case m.State == Draining:
+			pending = true
+			if !g.Hash && !g.failed && slices.Contains(g.attached, i) {
+				m.out = 0 // it is all there is
+				break
+			}
+			if m.out == 0 {
+				m.out = now
+			}
+			if now-m.out >= p.opts.Settle && m.queue == 0 {
+				e.Kind, e.For = Drained, now-m.out
+				m.saidEnd = p.send(e)
+			}
+		case m.State == Leaving:
+			e.Kind = Left
+			m.saidEnd = p.send(e)
+			pending = pending || !m.saidEnd
+		}
+	}
+	return pending
+}
+
+func (p *Poller) send(e Event) bool {
+	select {
+	case p.events <- e:
+		return true
+	default:
+		return false
+	}
+}
+
+// listenIn makes the next connection at any member wake the Poller. A member that holds connections already would wake it at once, and is left out.
+func (p *Poller) listenIn() {
+	for _, g := range p.groups {
+		for _, m := range g.members {
+			if m.FD < 0 || m.queue > 0 || m.shut {
+				continue
+			}
+			ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET | unix.EPOLLONESHOT, Fd: int32(m.FD)}
+			unix.EpollCtl(p.epfd, unix.EPOLL_CTL_MOD, m.FD, &ev)
+		}
+	}
+	if !p.watching {
+		p.watching = true
+		p.arm <- struct{}{}
+	}
+}
+
+// answer sends what is known to those who asked.
+func (p *Poller) answer() {
+	for {
+		select {
+		case reply := <-p.asks:
+			select {
+			case reply <- p.stats():
+			default:
+			}
+		default:
+			return
+		}
+	}
+}
+
+func (p *Poller) stats() []Stat {
+	now := time.Since(p.start)
+	var stats []Stat
+	for _, g := range p.groups {
+		for i, m := range g.members {
+			v := m.view(now, &p.opts)
+			stats = append(stats, Stat{Group: g.ID, Seat: m.Seat, State: v.State, Queue: v.Queue, Conns: v.Conns, Wait: v.Wait,
+				Chosen: slices.Contains(g.attached, i)})
+		}
+	}
+	return stats
+}

@@ -1,0 +1,191 @@
+package steer
+
+import (
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// MaxMembers is the largest number of members a Choice may name, and one more than the largest slot number that can have a probe address.
+	MaxMembers = 512
+
+	// probeBase is 127.0.0.1, the source of every ordinary loopback client.
+	probeBase = 0x7f000001
+
+	// offNet is SKF_NET_OFF of linux/filter.h: loads from here on are relative to the network header. A SO_REUSEPORT program is run with the data
+	// pointer behind the TCP header, so this is how it sees addresses and ports.
+	offNet = 0xfff00000
+)
+
+// Choice is what a Program may pick from.
+type Choice struct {
+	// Among has the indices, in the kernel's array of the group, of the members that may get a connection: each once, ascending, at most MaxMembers.
+	// With none the program answers an index that no array has, and the kernel falls back to its hash over all members.
+	Among []int
+	// Probes send connections from some loopback sources to one member, whatever Among says. Slots must differ. May be empty.
+	Probes []Probe
+	// Salt is added before the choice among members. Any number will do; a new one each time keeps a client whose source ports have a period
+	// from meeting the same workers for ever.
+	Salt uint16
+}
+
+// Probe gives the member at Index the connections that come from ProbeSource(Slot).
+type Probe struct {
+	Slot  int
+	Index int
+}
+
+// ProbeSource is the loopback address from which a connection reaches the worker in the given slot, 0 to MaxMembers-1, through the shared port: 127.0.0.1
+// plus the slot, so slot k has 127.0.0.(k+1) as long as that fits. Slot 0 has 127.0.2.1 instead: 127.0.0.1 is what every loopback client comes from.
+func ProbeSource(slot int) [4]byte {
+	a := uint32(probeBase) + probeOffset(slot)
+	return [4]byte{byte(a >> 24), byte(a >> 16), byte(a >> 8), byte(a)}
+}
+
+func probeOffset(slot int) uint32 {
+	if slot == 0 {
+		return MaxMembers
+	}
+	return uint32(slot)
+}
+
+// segment maps the values from start up to the next segment's start to value plus delta, or to no answer.
+type segment struct {
+	start uint32
+	delta uint32 // modulo 2^32
+	miss  bool
+}
+
+// Builder builds programs without allocating once it has grown. The zero value is ready. It is not for concurrent use.
+type Builder struct {
+	prog   []unix.SockFilter
+	segs   []segment
+	probes []Probe
+}
+
+// Program builds the classic BPF program for a SO_REUSEPORT group of TCP sockets. The result is valid until the next call.
+//
+// The choice among members takes the client's source port, not a random number: port/2 plus Salt, modulo their count. Linux gives successive connects
+// from one address ports that are two apart (__inet_hash_connect in net/ipv4/inet_hashtables.c), so a burst from one proxy goes round the members in turn,
+// where random numbers would give one of four workers 1.2 to 1.4 times its share of 64 connections. Clients with random ports get a random member.
+//
+// All jumps are binary searches. A conditional jump reaches 255 instructions (8 bits), longer ways take BPF_JA (32 bits); for MaxMembers members
+// and as many probes the program stays below BPF_MAXINSNS (4096).
+func (b *Builder) Program(c Choice) []unix.SockFilter {
+	b.prog = b.prog[:0]
+	if len(c.Among) == 0 && len(c.Probes) == 0 {
+		b.emit(unix.BPF_RET|unix.BPF_K, noIndex)
+		return b.prog
+	}
+	// A dual-stack socket gets IPv4 packets with an IPv4 header, so v4-mapped clients need no case of their own.
+	b.emit(unix.BPF_LD|unix.BPF_B|unix.BPF_ABS, offNet)
+	b.emit(unix.BPF_ALU|unix.BPF_RSH|unix.BPF_K, 4)
+	toV6 := len(b.prog)
+	b.emit(unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K, 4)
+	b.prog[toV6].Jt = 1
+	b.emit(unix.BPF_JMP|unix.BPF_JA, 0)
+
+	if len(c.Probes) > 0 {
+		b.probeSegments(c.Probes)
+		b.emit(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, offNet+12)
+		b.emit(unix.BPF_ALU|unix.BPF_SUB|unix.BPF_K, probeBase)
+		b.search(0, len(b.segs), len(b.prog)+treeSize(b.segs))
+	}
+	b.emit(unix.BPF_LDX|unix.BPF_B|unix.BPF_MSH, offNet)
+	b.emit(unix.BPF_LD|unix.BPF_H|unix.BPF_IND, offNet)
+	b.emit(unix.BPF_JMP|unix.BPF_JA, 1)
+	// An IPv6 packet with extension headers has other bytes here: still a number.
+	b.prog[toV6+1].K = uint32(len(b.prog) - (toV6 + 2))
+	b.emit(unix.BPF_LD|unix.BPF_H|unix.BPF_ABS, offNet+40)
+
+	if len(c.Among) == 0 {
+		b.emit(unix.BPF_RET|unix.BPF_K, noIndex)
+		return b.prog
+	}
+	b.emit(unix.BPF_ALU|unix.BPF_RSH|unix.BPF_K, 1)
+	b.emit(unix.BPF_ALU|unix.BPF_ADD|unix.BPF_K, uint32(c.Salt))
+	b.emit(unix.BPF_ALU|unix.BPF_MOD|unix.BPF_K, uint32(len(c.Among)))
+	b.segs = b.segs[:0]
+	for rank, index := range c.Among {
+		delta := uint32(index - rank)
+		if n := len(b.segs); n == 0 || b.segs[n-1].delta != delta {
+			b.segs = append(b.segs, segment{start: uint32(rank), delta: delta})
+		}
+	}
+	b.search(0, len(b.segs), 0)
+	return b.prog
+}
+
+// noIndex is out of range in every array: the kernel then uses its hash (reuseport_select_sock in net/core/sock_reuseport.c).
+const noIndex = 0xffffffff
+
+// probeSegments fills segs with what each distance from 127.0.0.1 means.
+func (b *Builder) probeSegments(probes []Probe) {
+	b.probes = append(b.probes[:0], probes...)
+	slices.SortFunc(b.probes, func(x, y Probe) int { return int(probeOffset(x.Slot)) - int(probeOffset(y.Slot)) })
+	b.segs = append(b.segs[:0], segment{miss: true})
+	for _, p := range b.probes {
+		at := probeOffset(p.Slot)
+		hit := segment{start: at, delta: uint32(p.Index) - at}
+		if last := len(b.segs) - 1; b.segs[last].start == at {
+			b.segs = b.segs[:last] // the gap between two neighbours is empty
+		}
+		if b.segs[len(b.segs)-1].miss || b.segs[len(b.segs)-1].delta != hit.delta {
+			b.segs = append(b.segs, hit)
+		}
+		b.segs = append(b.segs, segment{start: at + 1, miss: true})
+	}
+}
+
+// treeSize is the number of instructions that search emits for the segments.
+func treeSize(segs []segment) int {
+	if len(segs) == 1 {
+		switch {
+		case segs[0].miss:
+			return 1
+		case segs[0].delta == 0:
+			return 1
+		}
+		return 2
+	}
+	mid := len(segs) / 2
+	left := treeSize(segs[:mid])
+	n := 1 + left + treeSize(segs[mid:])
+	if left > 255 {
+		n++
+	}
+	return n
+}
+
+// search emits the binary search for the accumulator in segs[lo:hi]. A miss goes on at the instruction with number miss.
+func (b *Builder) search(lo, hi, miss int) {
+	if hi-lo == 1 {
+		s := b.segs[lo]
+		if s.miss {
+			b.emit(unix.BPF_JMP|unix.BPF_JA, uint32(miss-len(b.prog)-1))
+			return
+		}
+		if s.delta != 0 {
+			b.emit(unix.BPF_ALU|unix.BPF_ADD|unix.BPF_K, s.delta)
+		}
+		b.emit(unix.BPF_RET|unix.BPF_A, 0)
+		return
+	}
+	mid := lo + (hi-lo)/2
+	at := len(b.prog)
+	left := treeSize(b.segs[lo:mid])
+	b.emit(unix.BPF_JMP|unix.BPF_JGE|unix.BPF_K, b.segs[mid].start)
+	if left <= 255 {
+		b.prog[at].Jt = uint8(left)
+	} else {
+		b.prog[at].Jf = 1
+		b.emit(unix.BPF_JMP|unix.BPF_JA, uint32(left))
+	}
+	b.search(lo, mid, miss)
+	b.search(mid, hi, miss)
+}
+
+func (b *Builder) emit(code uint16, k uint32) {
+	b.prog = append(b.prog, unix.SockFilter{Code: code, K: k})
+}

@@ -1,0 +1,190 @@
+package steer
+
+import (
+	"os"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// worker is what the poller knows of the process behind one or several members.
+type worker struct {
+	seat, pid int
+	tid       int // the thread that is watched
+	given     int // the thread that Update named, 0 for none
+	id        identity
+
+	wchan int // open /proc/PID/task/TID/wchan, or -1
+	fdDir int // open /proc/PID/fd, or -1
+
+	seenIdle  bool          // the thread has been seen to wait for events, so its wait channel can be read and means something
+	zeroSince time.Duration // since when the wait channel has been "0" without a break; 0 when it is not
+	looks     int           // reads that have not shown the thread idle, up to learnAfter
+	scanned   time.Duration // when the threads were looked through last
+
+	wait   Wait
+	files  int           // open descriptors, or -1
+	base   int           // the descriptors that are no connections: the fewest ever seen
+	conns  int           // files - base, or -1
+	moved  time.Duration // when it was last seen to get on
+	stalls bool          // a member's queue was not empty at the last look
+	gone   bool          // the process has ended
+}
+
+const (
+	// learnAfter is how many looks at a thread that is never idle it takes to look for another one that accepts.
+	learnAfter = 256
+	// learnPause is the time between two searches for the accepting thread.
+	learnPause = 5 * time.Second
+	// runsLong is how long a thread may run without a break, with nothing in its queue, before its wait channel is no longer believed: it may have become
+	// unreadable, which looks the same.
+	runsLong = 5 * time.Second
+	// maxThreads bounds the search for the accepting thread. A process with more accepts in several.
+	maxThreads = 64
+)
+
+// open opens the files that are read at each tick. The thread's file-system identity must be the worker's.
+func (w *worker) open() {
+	w.wchan, w.fdDir = -1, -1
+	if w.tid == 0 {
+		w.tid = w.pid
+	}
+	w.openThread()
+	w.fdDir = openAt("/proc/"+strconv.Itoa(w.pid)+"/fd", unix.O_DIRECTORY)
+	var st unix.Stat_t
+	w.files = -1
+	if w.fdDir >= 0 {
+		if n := fileSize(w.fdDir, &st); n > 0 {
+			w.files = n
+		} else {
+			closeFD(w.fdDir) // before Linux 6.2 the size is always 0
+			w.fdDir = -1
+		}
+	}
+	w.base, w.conns = w.files, w.files
+	if w.conns > 0 {
+		w.conns = 0
+	}
+}
+
+func (w *worker) openThread() {
+	closeFD(w.wchan)
+	w.wchan = openAt("/proc/"+strconv.Itoa(w.pid)+"/task/"+strconv.Itoa(w.tid)+"/wchan", 0)
+	w.seenIdle, w.zeroSince, w.looks = false, 0, 0
+}
+
+func (w *worker) close() {
+	closeFD(w.wchan)
+	closeFD(w.fdDir)
+	w.wchan, w.fdDir = -1, -1
+}
+
+// look reads the files. The thread's file-system identity must be the worker's. It returns how many more connections there are than before.
+func (w *worker) look(now time.Duration, r *readings) (more int) {
+	if w.fdDir >= 0 {
+		n := fileSize(w.fdDir, &r.stat)
+		switch {
+		case n <= 0:
+			w.gone = true // a zombie has none, and of a process that was waited for nothing can be read
+		case n != w.files:
+			more = max(0, n-w.files)
+			w.files, w.base = n, min(w.base, n)
+			w.conns = n - w.base
+			w.moved = now
+		}
+	}
+	w.wait = Unknown
+	if w.wchan >= 0 {
+		n := readStart(w.wchan, r.name[:])
+		w.wait = w.classify(now, r.name[:n])
+	}
+	if w.wait == Idle {
+		w.moved = now
+	}
+	w.stalls = false
+	return more
+}
+
+// classify says what the name of the function means in which the thread sleeps.
+func (w *worker) classify(now time.Duration, name []byte) Wait {
+	switch {
+	case waitsForEvents(name):
+		w.seenIdle, w.zeroSince, w.looks = true, 0, 0
+		return Idle
+	case len(name) == 0:
+		return Unknown // the thread is gone, or may no longer be read
+	case !w.seenIdle:
+		w.looks = min(w.looks+1, learnAfter)
+		return Unknown
+	case string(name) != "0":
+		w.zeroSince = 0
+		return Busy
+	case w.zeroSince == 0:
+		w.zeroSince = now
+	case now-w.zeroSince > runsLong && !w.stalls:
+		return Unknown
+	}
+	return Busy
+}
+
+// waitsForEvents tells whether a thread that sleeps in this function of the kernel waits for events: in epoll_wait, poll, select, accept, or for completions
+// of io_uring. Compilers add suffixes such as ".constprop.0". The names differ between kernels, by what is inlined.
+func waitsForEvents(name []byte) bool {
+	for i, c := range name {
+		if c == '.' || c == '\n' {
+			name = name[:i]
+			break
+		}
+	}
+	switch string(name) {
+	case "do_epoll_wait", "ep_poll", "do_epoll_pwait", "schedule_hrtimeout_range", "schedule_hrtimeout_range_clock",
+		"poll_schedule_timeout", "do_sys_poll", "do_poll", "do_select", "core_sys_select",
+		"inet_csk_accept", "inet_csk_wait_for_connect", "io_cqring_wait":
+		return true
+	}
+	return false
+}
+
+// readings are the buffers of look.
+type readings struct {
+	stat unix.Stat_t
+	name [64]byte
+}
+
+// wantsThread tells whether it is time to search for the thread that accepts, because the one that is watched has never been idle.
+func (w *worker) wantsThread(now time.Duration) bool {
+	return w.wchan >= 0 && !w.seenIdle && w.looks >= learnAfter && (w.scanned == 0 || now-w.scanned > learnPause)
+}
+
+// findThread watches the only thread of the process that waits for events, if there is exactly one. A process with several accepts in any of them, so that
+// none of them tells whether the process is free. The thread's file-system identity must be the worker's.
+func (w *worker) findThread(now time.Duration, r *readings) {
+	w.scanned, w.looks = now, 0
+	dir := "/proc/" + strconv.Itoa(w.pid) + "/task"
+	tasks, err := os.ReadDir(dir)
+	if err != nil || len(tasks) > maxThreads {
+		return
+	}
+	found := 0
+	for _, task := range tasks {
+		fd := openAt(dir+"/"+task.Name()+"/wchan", 0)
+		if fd < 0 {
+			continue
+		}
+		n := readStart(fd, r.name[:])
+		closeFD(fd)
+		if !waitsForEvents(r.name[:n]) {
+			continue
+		}
+		tid, err := strconv.Atoi(task.Name())
+		if err != nil || found != 0 {
+			return
+		}
+		found = tid
+	}
+	if found != 0 {
+		w.tid = found
+		w.openThread()
+	}
+}

@@ -1,0 +1,58 @@
+#!/bin/bash
+# Installs what the tests need beside Go: real inits to compare with, a load
+# generator, tracers, the Docker engine and the means to make its base images.
+# Quick and silent about what is already there.
+set -euo pipefail
+export PATH="$PATH:/usr/sbin:/sbin"
+
+# program that shows the package is there = Debian package that brings it
+needs=(
+	capsh=libcap2-bin
+	catatonit=catatonit
+	debootstrap=debootstrap
+	dockerd=docker.io
+	docker=docker.io
+	dumb-init=dumb-init
+	ip=iproute2
+	make=make
+	ps=procps
+	strace=strace
+	tini=tini
+	unshare=util-linux
+	wrk=wrk
+)
+
+missing=()
+for need in "${needs[@]}"; do
+	if ! command -v "${need%%=*}" >/dev/null && [[ " ${missing[*]-} " != *" ${need#*=} "* ]]; then
+		missing+=("${need#*=}")
+	fi
+done
+if [[ ${#missing[@]} -eq 0 ]]; then
+	echo "deps: all there"
+	exit 0
+fi
+if ! command -v apt-get >/dev/null; then
+	echo "deps: cannot install ${missing[*]}: no apt-get here, install them with this system's own packages" >&2
+	exit 1
+fi
+if [[ $(id -u) -ne 0 ]]; then
+	echo "deps: cannot install ${missing[*]}: not root, run: sudo make deps" >&2
+	exit 1
+fi
+
+# A mirror can fail for a moment: every step is tried three times.
+try() {
+	local n
+	for n in 1 2 3; do
+		"$@" && return 0
+		echo "deps: try $n of 3 failed: $*" >&2
+	done
+	return 1
+}
+
+export DEBIAN_FRONTEND=noninteractive
+echo "deps: installing ${missing[*]}"
+try apt-get update -qq
+try apt-get install -y -qq --no-install-recommends -o Acquire::Retries=3 "${missing[@]}" >/dev/null
+echo "deps: installed ${missing[*]}"
