@@ -45,9 +45,11 @@ func run() error {
 	python := flag.String("python", "/usr/bin/python3", "a python that can import uvicorn and gunicorn")
 	names := flag.String("rows", "", "rows to measure, comma separated; all if empty")
 	subjects := flag.String("subjects", "", "subjects to measure, comma separated; all if empty")
+	cases := flag.String("cases", "", "cases to measure, comma separated; all if empty")
 	runs := flag.Int("runs", 5, "runs of every measurement")
 	quick := flag.Bool("quick", false, "short windows and one run: proves the harness, not the figures")
 	out := flag.String("out", "docs", "folder for benchmarks.md, benchmarks.json and img/")
+	nice := flag.Int("nice", 0, "scheduling priority of the subjects, as nice(2); below 0 for a machine that is busy with other things")
 	seed := flag.Uint64("seed", 1, "seed of the arrivals")
 	list := flag.Bool("list", false, "list the rows and what is missing here, and measure nothing")
 	draw := flag.Bool("draw", false, "write page and pictures anew from the raw data, and measure nothing")
@@ -94,6 +96,8 @@ func run() error {
 		return nil
 	}
 
+	peers.Nice = *nice
+
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer cancel()
 	work, err := os.MkdirTemp("", "skep-bench-")
@@ -107,7 +111,8 @@ func run() error {
 	}
 	results.Machine, results.Versions, results.Missing = machine(), tools.Versions(), tools.Missing()
 	for _, def := range chosen {
-		row := measure(ctx, env, def, *runs, split(*subjects))
+		row := measure(ctx, env, def, *runs, selection(def, *quick, split(*cases), split(*subjects)))
+		row.Nice = *nice
 		if ctx.Err() != nil {
 			return fmt.Errorf("interrupted in row %s; what was complete is in %s", def.Name, *out)
 		}
@@ -143,19 +148,45 @@ func choose(names string) ([]*rows.Row, error) {
 	return out, nil
 }
 
+// selection returns the empty row of what is to be measured: what the caller
+// names, else everything, or the quick form's part of it.
+func selection(def *rows.Row, quick bool, cases, subjects []string) report.Row {
+	if quick && len(cases) == 0 {
+		if cases = def.Quick; len(cases) == 0 {
+			cases = def.Cases[:1]
+		}
+	}
+	if quick && len(subjects) == 0 {
+		subjects = rows.QuickSubjects
+	}
+	row := report.Row{Name: def.Name}
+	for _, name := range def.Cases {
+		if len(cases) > 0 && !slices.Contains(cases, name) {
+			continue
+		}
+		c := report.Case{Name: name}
+		for _, s := range def.Subjects {
+			if len(subjects) == 0 || slices.Contains(subjects, s) {
+				c.Subjects = append(c.Subjects, report.Subject{Name: s})
+			}
+		}
+		if len(c.Subjects) > 0 {
+			row.Cases = append(row.Cases, c)
+		}
+	}
+	return row
+}
+
 // measure takes all samples of a row. Subjects take turns within a run, and
 // each run begins with another one, so that a machine that changes over time
 // changes for all of them.
-func measure(ctx context.Context, e *rows.Env, def *rows.Row, runs int, only []string) report.Row {
-	row := report.Row{Name: def.Name, Date: time.Now().UTC().Format(time.DateOnly), Quick: e.Quick, Load: loadAverage()}
-	for _, name := range def.Cases {
-		c := report.Case{Name: name}
-		for _, s := range def.Subjects {
-			if len(only) == 0 || slices.Contains(only, s) {
-				c.Subjects = append(c.Subjects, report.Subject{Name: s, Runs: make([]rows.Sample, runs)})
-			}
+func measure(ctx context.Context, e *rows.Env, def *rows.Row, runs int, sel report.Row) report.Row {
+	row := sel
+	row.Date, row.Quick, row.Load = time.Now().UTC().Format(time.DateOnly), e.Quick, loadAverage()
+	for i := range row.Cases {
+		for k := range row.Cases[i].Subjects {
+			row.Cases[i].Subjects[k].Runs = make([]rows.Sample, runs)
 		}
-		row.Cases = append(row.Cases, c)
 	}
 	for run := range runs {
 		for i := range row.Cases {

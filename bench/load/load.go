@@ -259,7 +259,7 @@ func (l *loop) run(ctx context.Context) error {
 	runtime.LockOSThread()
 	// The thread is not unlocked: its changed priority ends with it.
 	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
-	_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), -10)
+	_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), -15)
 
 	last := time.Duration(0)
 	if n := len(l.plan); n > 0 {

@@ -155,7 +155,7 @@ func uvicorn(t *Tools, port int, more ...string) []string {
 // SkepFlags returns skep's command line up to the command, for a row that
 // starts something other than the application.
 func SkepFlags(t *Tools, c Config) []string {
-	argv := []string{t.Skep, "-w", strconv.Itoa(c.Workers), "--control", "none"}
+	argv := []string{t.Skep, "-w", strconv.Itoa(c.Workers)}
 	if c.StopTimeout > 0 {
 		argv = append(argv, "--stop-timeout", c.StopTimeout.String())
 	}

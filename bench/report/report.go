@@ -41,7 +41,8 @@ type Row struct {
 	Name  string  `json:"name"`
 	Date  string  `json:"date"` // of the last run, as 2006-01-02
 	Quick bool    `json:"quick,omitempty"`
-	Load  float64 `json:"load"` // load average of the machine just before
+	Load  float64 `json:"load"`           // load average of the machine just before
+	Nice  int     `json:"nice,omitempty"` // priority that the subjects ran with
 	Cases []Case  `json:"cases"`
 }
 
@@ -427,7 +428,11 @@ func (r *Results) Markdown() []byte {
 		if row.Quick {
 			form = "quick"
 		}
-		p("Measured %s, %s form, load of the machine before it %.1f.\n\n", row.Date, form, row.Load)
+		p("Measured %s, %s form, load of the machine before it %.1f", row.Date, form, row.Load)
+		if row.Nice != 0 {
+			p(", everything at priority %d because the machine had other work", row.Nice)
+		}
+		p(".\n\n")
 		for i := range row.Cases {
 			r.markdownCase(&b, def, &row.Cases[i])
 		}

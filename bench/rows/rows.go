@@ -51,6 +51,8 @@ type Row struct {
 	Ratio     string // metric that the ratio is shown for
 	Metrics   []Metric
 	Goals     []Goal
+	// Quick has the cases of the quick form; the first one if empty.
+	Quick []string
 	// Limit bounds one measurement; 3 minutes if zero.
 	Limit time.Duration
 	// Plots says what is drawn for each case.
@@ -216,6 +218,11 @@ func All() []*Row {
 	sort.SliceStable(out, func(i, j int) bool { return rank(out[i].Name) < rank(out[j].Name) })
 	return out
 }
+
+// QuickSubjects are those that the quick form measures: skep, and enough
+// others to see that the harness works with them. Of a row that has none of
+// these, all are measured.
+var QuickSubjects = []string{ideal, bare, "skep", "skep --mode init", "skep standby", "skep, serving", "skep ksm", "tini", "gunicorn + uvicorn"}
 
 // order of the report: what users notice first.
 var order = []string{
