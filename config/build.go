@@ -46,7 +46,7 @@ func Build(in Input) (initd.Options, error) {
 		Delay: 500 * time.Millisecond, MaxDelay: 30 * time.Second, ResetAfter: 60 * time.Second,
 		StartLimit: 5, StartSpacing: time.Second,
 		StopOn:       []int{int(unix.SIGTERM), int(unix.SIGINT), int(unix.SIGQUIT)},
-		SweepTimeout: 5 * time.Second, DrainTimeout: 30 * time.Second,
+		SweepTimeout: initd.SweepTimeout, DrainTimeout: 30 * time.Second,
 		HangSignal: int(unix.SIGABRT), HangGrace: 300 * time.Millisecond,
 	}
 	environ := make(map[string]string)

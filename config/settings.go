@@ -176,6 +176,10 @@ func Settings() []Setting {
 				d.SharePorts = append(d.SharePorts, uint16(n))
 				return err
 			}},
+		{Name: "balance", Placeholder: "steer|hash|single", Default: "steer", Serving: true,
+			Usage: "steer: connections go to a free worker; hash: the kernel's choice; single: one socket for all",
+			set: choice(func(d *draft) *initd.Balance { return &d.Balance }, "steer|hash|single",
+				initd.BalanceSteer, initd.BalanceHash, initd.BalanceSingle)},
 		{Name: "prestart", Placeholder: "CMD", Repeat: true, Usage: "step before the start; run once, in order",
 			set: func(d *draft, s string) error {
 				argv, err := words.Split(s)

@@ -23,41 +23,25 @@ const stopBound = 2 * time.Second
 // workers is how many every replicated story runs.
 const workers = 3
 
-const (
-	baseImage    = "debian:bookworm-slim"
-	serversImage = "skep-test/servers:bookworm"
-)
-
-// target builds a target of Dockerfile.test, once the images it starts from are
-// there.
-func target(t *testing.T, name string, from ...string) string {
+// buildOn builds Dockerfile.test on a base that has to be there.
+func buildOn(t *testing.T, base string) string {
 	t.Helper()
 	testneed.Docker(t)
-	for _, image := range from {
-		if !dockertest.HasImage(t, image) {
-			testneed.Skip(t, "needs the image %s (make images)", image)
-		}
+	if base != "scratch" && !dockertest.HasImage(t, base) {
+		testneed.Skip(t, "needs the image %s (make images)", base)
 	}
-	return dockertest.Build(t, root, "Dockerfile.test", name)
+	return dockertest.Build(t, root, "Dockerfile.test", "BASE="+base)
 }
 
-// appImage and helloImage are the application of a Python user, and nothing but
-// skep and a static server. The classic builder makes the targets before the
-// one it is asked for too, so both need their bases.
-func appImage(t *testing.T) string {
-	t.Helper()
-	return target(t, "app", baseImage, serversImage)
-}
+// The three kinds of image that the stories run: skep before real servers, in
+// an ordinary Debian, and with nothing beside it but a static server.
+func serversImage(t *testing.T) string { t.Helper(); return buildOn(t, "skep-test/servers:bookworm") }
+func debianImage(t *testing.T) string  { t.Helper(); return buildOn(t, "debian:bookworm-slim") }
+func scratchImage(t *testing.T) string { t.Helper(); return buildOn(t, "scratch") }
 
-func debianImage(t *testing.T) string {
-	t.Helper()
-	return target(t, "debian", baseImage)
-}
-
-func helloImage(t *testing.T) string {
-	t.Helper()
-	return target(t, "hello")
-}
+// uvicorn is the command line of an application's author, who knows nothing of
+// skep.
+var uvicorn = []string{"uvicorn", "app:app", "--host", "0.0.0.0", "--port", "8000"}
 
 // hostPid finds a process of the container by the number it has inside.
 func hostPid(t *testing.T, c *dockertest.Container, inside int) int {
@@ -244,14 +228,15 @@ func serveCrashStop(t *testing.T, c *dockertest.Container, port int, slow string
 // line, with nothing but the number of workers said.
 func TestUvicorn(t *testing.T) {
 	testneed.Root(t) // to see and kill a worker from outside
-	image := appImage(t)
+	image := serversImage(t)
 	t.Run("by environment", func(t *testing.T) {
 		c := dockertest.Run(t, dockertest.Options{
 			Image:   image,
 			Flags:   []string{"--memory=512m", "--env=SKEP_WORKERS=3"},
+			Args:    uvicorn,
 			Publish: []int{8000},
 		})
-		serveCrashStop(t, c, 8000, "/sleep?s=0.02")
+		serveCrashStop(t, c, 8000, "/sleep?s=0.1")
 		if log := c.Logs(); strings.Count(log, "Finished server process") < workers {
 			t.Errorf("uvicorn ended by itself fewer than %d times:\n%s", workers, log)
 		}
@@ -260,7 +245,7 @@ func TestUvicorn(t *testing.T) {
 		c := dockertest.Run(t, dockertest.Options{
 			Image:   image,
 			Flags:   []string{"--memory=512m", "--entrypoint=/skep"},
-			Args:    []string{"-w", "3", "uvicorn", "app:app", "--host", "0.0.0.0", "--port", "8000"},
+			Args:    append([]string{"-w", "3"}, uvicorn...),
 			Publish: []int{8000},
 		})
 		waitFor(t, c.URL(8000), 60*time.Second, "3 workers", func(seen []request) bool { return len(pids(seen)) == 3 })
@@ -275,14 +260,15 @@ func TestUvicorn(t *testing.T) {
 func TestScratch(t *testing.T) {
 	testneed.Root(t)
 	c := dockertest.Run(t, dockertest.Options{
-		Image: helloImage(t),
+		Image: scratchImage(t),
 		Flags: []string{
 			"--memory=512m", "--env=SKEP_WORKERS=3", "--read-only", "--user=1000",
 			"--cap-drop=ALL", "--security-opt=no-new-privileges",
 		},
+		Args:    []string{"/hello"},
 		Publish: []int{8000},
 	})
-	serveCrashStop(t, c, 8000, "/sleep?for=20ms")
+	serveCrashStop(t, c, 8000, "/sleep?for=100ms")
 }
 
 // TestDetectorsSeeAPlainInit runs the same application under an ordinary init,
@@ -291,7 +277,7 @@ func TestScratch(t *testing.T) {
 func TestDetectorsSeeAPlainInit(t *testing.T) {
 	testneed.Root(t)
 	c := dockertest.Run(t, dockertest.Options{
-		Image:   appImage(t),
+		Image:   serversImage(t),
 		Flags:   []string{"--memory=512m", "--entrypoint=tini"},
 		Args:    []string{"--", "sh", "-c", "uvicorn app:app --host 0.0.0.0 --port 8000; sleep 300"},
 		Publish: []int{8000},
@@ -306,7 +292,7 @@ func TestDetectorsSeeAPlainInit(t *testing.T) {
 	t.Logf("as it should: %v", err)
 
 	only := requests[0].pid
-	requests, died, held := crashUnderLoad(t, c, url+"/sleep?s=0.02", only)
+	requests, died, held := crashUnderLoad(t, c, url+"/sleep?s=0.1", only)
 	err = lostOnlyInFlight(requests, died, held)
 	if err == nil {
 		t.Fatal("a server that is gone passes for one that lost only what it had accepted")

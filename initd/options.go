@@ -3,6 +3,7 @@ package initd
 import (
 	"time"
 
+	"skep/compat"
 	"skep/initd/supervise"
 	"skep/internal/logger"
 	"skep/port"
@@ -23,6 +24,19 @@ const (
 	ShareFDs
 	// ShareNone leaves the workers' sockets alone.
 	ShareNone
+)
+
+// Balance says how connections spread over the workers.
+type Balance int
+
+// The ways of --balance.
+const (
+	// BalanceSteer gives a connection to a worker that is free.
+	BalanceSteer Balance = iota
+	// BalanceHash leaves the choice to the kernel's hash of the addresses.
+	BalanceHash
+	// BalanceSingle has one socket for all workers.
+	BalanceSingle
 )
 
 // Ready says what makes a worker count as ready.
@@ -60,6 +74,9 @@ type Options struct {
 	// Insist replicates even where one process looks like all the command wants.
 	Insist bool
 
+	// As is the init that skep was called as, nil under its own name.
+	As *compat.Init
+
 	Policy supervise.Policy
 	Sizing sizing.Policy
 	// Count is a number of workers that is fixed, 0 when it is computed.
@@ -68,6 +85,7 @@ type Options struct {
 	Share      Share
 	Listen     []Listen
 	SharePorts []uint16
+	Balance    Balance
 	Ready      Ready
 	// ExportWorkers gives the count to one copy that keeps its own workers.
 	ExportWorkers bool

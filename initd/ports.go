@@ -73,6 +73,9 @@ func (l *loop) listening(fact port.Listening) {
 		l.log.Log(logger.Debug, "worker listens", l.slotOf(fact.Slot), logger.Field{Key: "address", Value: fact.Addr.String()})
 	}
 	w.addrs = append(w.addrs, fact.Addr)
+	if fact.Process == w.pid {
+		w.thread = fact.Thread
+	}
 	if l.o.Ready != ReadyAlive {
 		l.step(supervise.BecameReady{PID: w.pid})
 	}
@@ -131,6 +134,9 @@ func (l *loop) drainCheck() time.Time {
 	var at time.Time
 	for seat, since := range l.draining {
 		next := since
+		if l.steer.drains() && len(l.ports.Held(seat)) > 0 {
+			continue
+		}
 		if len(l.ports.Held(seat)) > 0 {
 			next = since.Add(drainLeast)
 			if l.sup.Serving() && time.Since(since) >= drainLeast {
@@ -147,6 +153,9 @@ func (l *loop) drainCheck() time.Time {
 func (l *loop) checkDrained(now time.Time) {
 	for seat, since := range l.draining {
 		held := l.ports.Held(seat)
+		if l.steer.drains() && len(held) > 0 {
+			continue
+		}
 		if len(held) > 0 && now.Sub(since) < drainLeast {
 			continue
 		}

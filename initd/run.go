@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +23,8 @@ import (
 type Failure struct {
 	Err  error
 	Code int
+	// Line is the whole message when it is not skep's own form of Err.
+	Line string
 }
 
 func (f *Failure) Error() string { return f.Err.Error() }
@@ -31,10 +34,6 @@ func (f *Failure) Unwrap() error { return f.Err }
 
 // ExitOwnFault is skep's exit code for bad input and for faults of its own.
 const ExitOwnFault = 125
-
-func fail(code int, format string, args ...any) *Failure {
-	return &Failure{Err: fmt.Errorf(format, args...), Code: code}
-}
 
 // Run does everything from the first step before the start to the end of the
 // last process, and returns skep's exit code. An error is returned only for what
@@ -72,6 +71,7 @@ type loop struct {
 	ports   *port.Set
 	workers map[int]*worker // by seat
 	size    *sizer
+	steer   *steering
 
 	asks    chan *port.Ask
 	hangups chan port.Hangup
@@ -100,15 +100,18 @@ func prepare(o Options, signals *Signals) (*loop, error) {
 	}
 	var err error
 	if l.user, err = lookupUser(o.User); err != nil {
-		return nil, &Failure{err, ExitOwnFault}
+		return nil, &Failure{Err: err, Code: ExitOwnFault}
 	}
 	if !o.Prestart.Only {
 		if l.path, err = launch.LookPath(o.Command[0], variable(o.Environ, "PATH")); err != nil {
-			return nil, &Failure{err, launch.ExitCode(err)}
+			if o.As != nil {
+				return nil, refuse(o.As, err)
+			}
+			return nil, &Failure{Err: err, Code: launch.ExitCode(err)}
 		}
 	}
-	if l.ports, err = port.NewSet(port.Options{SharePorts: o.SharePorts}); err != nil {
-		return nil, &Failure{err, ExitOwnFault}
+	if l.ports, err = port.NewSet(port.Options{SharePorts: o.SharePorts, Single: o.Balance == BalanceSingle}); err != nil {
+		return nil, &Failure{Err: err, Code: ExitOwnFault}
 	}
 	// The workers' directory is today's; skep's own becomes / so that it holds no
 	// mount busy.
@@ -121,22 +124,25 @@ func prepare(o Options, signals *Signals) (*loop, error) {
 	if o.Policy.Jitter == nil {
 		l.o.Policy.Jitter = jitter()
 	}
-	l.size = newSizer(l)
+	l.size, l.steer = newSizer(l), newSteering(l)
 	l.decideAtStart()
 	if err := l.holdListeners(); err != nil {
 		l.ports.CloseAll()
-		return nil, &Failure{err, ExitOwnFault}
+		return nil, &Failure{Err: err, Code: ExitOwnFault}
 	}
 	if l.before, err = newBefore(l); err != nil {
 		l.ports.CloseAll()
-		return nil, &Failure{err, ExitOwnFault}
+		return nil, &Failure{Err: err, Code: ExitOwnFault}
 	}
 
 	// From here on nothing fails any more.
 	if l.self != 1 {
 		// Without /proc/sys or in an old sandbox this may be refused: then orphans
 		// go to whoever is PID 1, and skep does without (prctl(2)).
-		_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+		err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+		if errno, ok := err.(syscall.Errno); ok && o.As != nil && o.As.Subreaper {
+			defer func() { l.print(o.As.SubreaperFailure(errno)) }()
+		}
 	}
 	if o.ParentDeath != 0 {
 		runtime.LockOSThread() // the signal follows the thread that asked (prctl(2))
@@ -255,6 +261,7 @@ func (l *loop) settle() {
 		l.step(supervise.Childless{})
 	}
 	l.size.observe(time.Now())
+	l.steer.update()
 }
 
 func (l *loop) reap() {
@@ -266,6 +273,12 @@ func (l *loop) reap() {
 }
 
 func (l *loop) exited(e reaper.Exit) {
+	if as := l.o.As; as != nil {
+		l.print(as.Reaped(e.PID, e.Known, e.Status.Code, e.Status.Signal)...)
+		if e.Known {
+			l.print(as.Ended(e.Status.Code, e.Status.Signal))
+		}
+	}
 	switch {
 	case !e.Known:
 		l.log.Log(logger.Debug, "reaped an orphan", logger.Field{Key: "pid", Value: e.PID}, logger.Field{Key: "status", Value: e.Status.String()})
@@ -346,7 +359,14 @@ func (l *loop) signal(sig int) {
 	case sig == int(unix.SIGCONT) && l.stopped:
 		l.resume()
 	default:
+		if l.o.As != nil {
+			l.print(l.o.As.Forwarding(sig)...)
+		}
 		l.step(supervise.Signal{Signal: sig})
+		if as := l.o.As; as != nil && as.Suspend && (sig == int(unix.SIGTSTP) || sig == int(unix.SIGTTIN) || sig == int(unix.SIGTTOU)) {
+			l.print(as.Suspending())
+			reaper.StopSelf()
+		}
 	}
 }
 

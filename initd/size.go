@@ -16,6 +16,10 @@ import (
 	"skep/sizing"
 )
 
+// SweepTimeout is how long what a lone command leaves behind may take to end
+// when told, if no --stop-timeout says otherwise: half of what docker stop waits.
+const SweepTimeout = 5 * time.Second
+
 // limitsEvery is how often limits are read again without a notice: a CPU that
 // the machine takes offline makes none.
 const limitsEvery = 30 * time.Second

@@ -21,6 +21,7 @@ import (
 // worker is what the loop knows of the process in a seat.
 type worker struct {
 	seat, slot, pid int
+	thread          int  // the one that called listen, 0 when unknown
 	listening       bool // on a held socket
 	inspected       bool // for Options.Discover
 	addrs           []port.Addr
@@ -58,6 +59,9 @@ func (l *loop) start(e supervise.Start) supervise.Event {
 		return failed(err)
 	}
 	l.workers[e.Seat] = w
+	if l.o.As != nil {
+		l.print(l.o.As.Spawned(w.pid))
+	}
 	if ours >= 0 {
 		l.intercept(w, ours)
 	}
@@ -103,6 +107,9 @@ func (l *loop) command(w *worker) (reaper.Command, launch.Spec, error) {
 	}
 	if o.Boring {
 		c.Argv = o.Command
+		if o.As != nil {
+			arrange(&c, o.As)
+		}
 		return c, spec, nil
 	}
 	count := l.size.count()
@@ -190,7 +197,7 @@ func variable(env []string, name string) string {
 func (l *loop) retire(seat int) {
 	delete(l.workers, seat)
 	delete(l.draining, seat)
-	l.ports.Close(seat)
+	l.steer.leave(seat)
 }
 
 // executable is the path by which a child finds this very program, even if the

@@ -186,7 +186,7 @@ func (s *Set) answerBind(a *Ask) Fact {
 		a.deliver(reply{carryOn: true})
 		return EpollFirst{Slot: a.Slot, Process: a.Process, Addr: a.addr}
 	}
-	h, err := s.Hold(a.Slot, a.addr)
+	h, err := s.hold(a.Slot, a.addr)
 	fd := -1
 	if err == nil {
 		fd, err = sys.Duplicate(h.fd)
@@ -197,7 +197,7 @@ func (s *Set) answerBind(a *Ask) Fact {
 		return Refused{Slot: a.Slot, Process: a.Process, Addr: a.addr, Errno: errno}
 	}
 	a.deliver(reply{swap: true, fd: fd, inode: h.inode, given: h.given})
-	h.given = true
+	h.given, h.claimed = true, true
 	return Shared{Slot: a.Slot, Process: a.Process, Addr: a.addr}
 }
 

@@ -34,6 +34,9 @@ func Intercept(ctx context.Context, listener, slot int, asks chan<- *Ask) error 
 	}
 	defer context.AfterFunc(ctx, func() { _ = file.SetReadDeadline(past) })()
 	i := &interceptor{ctx: ctx, conn: conn, slot: slot, asks: asks, v6only: make(map[uint64]bool)}
+	if i.network, err = networkOf(os.Getpid()); err != nil {
+		return err
+	}
 	for {
 		n, err := i.next()
 		switch {
@@ -58,6 +61,8 @@ type interceptor struct {
 	conn syscall.RawConn
 	slot int
 	asks chan<- *Ask
+	// network is skep's network namespace. A socket of another one cannot be replaced by a held one.
+	network uint64
 	// v6only is what workers have set on sockets that are not bound yet, by inode. It cannot be read from outside.
 	v6only map[uint64]bool
 }
@@ -196,6 +201,10 @@ func (i *interceptor) lookAtBind(n sys.Notification, thread, fd int, c *call) er
 	if c.protocol, err = protocolOf(thread, fd); err != nil || c.protocol != protocolTCP4 && c.protocol != protocolTCP6 {
 		return err
 	}
+	if network, err := networkOf(thread); err != nil || network != i.network {
+		c.protocol = protocolOther
+		return err
+	}
 	if c.inode, err = inodeOf(thread, fd); err != nil {
 		return err
 	}
@@ -220,7 +229,7 @@ func (i *interceptor) swap(n sys.Notification, ask *Ask, r reply, fd int, c call
 	defer func() { _ = unix.Close(r.fd) }()
 	// O_NONBLOCK belongs to the description that all owners of the socket share. When nobody has it yet, or any more, it becomes what the worker made of its
 	// own; under a living owner it stays, or that one would block, or spin.
-	if !r.given || !i.owned(r.inode, n, fd, c) {
+	if !r.given || !i.owned(r.inode, n, fd) {
 		_ = unix.SetNonblock(r.fd, c.flags&unix.O_NONBLOCK != 0)
 	}
 	err := i.with(func(listener int) error {
@@ -242,14 +251,14 @@ func (i *interceptor) swap(n sys.Notification, ask *Ask, r reply, fd int, c call
 }
 
 // owned says whether a process that lives has the socket already.
-func (i *interceptor) owned(inode uint64, n sys.Notification, fd int, c call) bool {
+func (i *interceptor) owned(inode uint64, n sys.Notification, fd int) bool {
 	is := true
-	err := i.inspect(n, func(int) error {
-		// A process may be visible whose descriptors are not: look as one who may look at the asker's.
-		if _, err := inodeOf(int(n.PID), fd); err != nil {
+	err := i.inspect(n, func(thread int) error {
+		// The asker's descriptors must be readable, or the answer would be that of one who may not look.
+		if _, err := inodeOf(thread, fd); err != nil {
 			return err
 		}
-		is = owned(inode, c.process, fd)
+		is = owned(inode)
 		return nil
 	})
 	return err != nil || is

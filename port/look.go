@@ -261,36 +261,27 @@ func eachLink(thread int, visit func(fd int, link []byte) bool) error {
 
 // Holds says whether process pid has a descriptor of the socket with this inode. It reads /proc, which may stall: never call it in the loop.
 func Holds(pid int, inode uint64) (bool, error) {
-	return holdsBeside(pid, inode, -1)
-}
-
-// holdsBeside is Holds without the descriptor except.
-func holdsBeside(pid int, inode uint64, except int) (bool, error) {
 	want := "socket:[" + strconv.FormatUint(inode, 10) + "]"
 	found := false
-	err := eachLink(pid, func(fd int, link []byte) bool {
-		found = fd != except && string(link) == want
+	err := eachLink(pid, func(_ int, link []byte) bool {
+		found = string(link) == want
 		return !found
 	})
 	return found, err
 }
 
-// owned says whether a descendant of skep has a descriptor of the socket, the descriptor fd of process asker apart. It walks the tree by
-// /proc/PID/task/TID/children. When it cannot tell, the answer is true: the caller then leaves the socket as it is. A process whose descriptors may not be read
-// is passed over; it has changed its user since it was started.
-func owned(inode uint64, asker, fd int) bool {
+// owned says whether a descendant of skep has a descriptor of the socket. It walks the tree by /proc/PID/task/TID/children. When the kernel does not show
+// that (CONFIG_PROC_CHILDREN), the answer is true: the caller then leaves the socket as it is. A process whose descriptors may not be read is passed over; it
+// has changed its user since it was started.
+func owned(inode uint64) bool {
 	todo := children(os.Getpid())
-	if todo == nil {
+	if len(todo) == 0 {
 		return true
 	}
 	for len(todo) > 0 {
 		pid := todo[len(todo)-1]
 		todo = append(todo[:len(todo)-1], children(pid)...)
-		except := -1
-		if pid == asker {
-			except = fd
-		}
-		if held, err := holdsBeside(pid, inode, except); err == nil && held {
+		if held, err := Holds(pid, inode); err == nil && held {
 			return true
 		}
 	}
@@ -317,6 +308,16 @@ func children(pid int) []int {
 		}
 	}
 	return all
+}
+
+// networkOf returns the inode number of the thread's network namespace.
+func networkOf(thread int) (uint64, error) {
+	var st unix.Stat_t
+	path := threadPath(thread, "/ns/net")
+	if err := sys.RetryEINTR(func() error { return unix.Stat(path, &st) }); err != nil {
+		return 0, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return st.Ino, nil
 }
 
 // identity is who a thread is.

@@ -52,6 +52,8 @@ type Held struct {
 	id        uint64
 	listening bool
 	given     bool // to a worker at some time, so that a process may own it beside skep
+	kept      bool // Hold asked for it, and not a worker's bind
+	claimed   bool // bound by the slot's worker since Renew
 	slots     []int
 	bound     socketFile
 }
@@ -112,6 +114,14 @@ func (s *Set) Shares(port uint16) bool {
 // slots get the same one. An error names the address and keeps the number (errors.Is): EADDRINUSE when another program has the port,
 // with SO_REUSEPORT or without; then nothing is held.
 func (s *Set) Hold(slot int, a Addr) (*Held, error) {
+	h, err := s.hold(slot, a)
+	if err == nil {
+		h.kept = true
+	}
+	return h, err
+}
+
+func (s *Set) hold(slot int, a Addr) (*Held, error) {
 	if to, found := s.resolved[a]; found {
 		a = to
 	}
@@ -360,6 +370,29 @@ func (s *Set) Close(slot int) {
 			s.close(h)
 		}
 	}
+}
+
+// Renew says that the slot's next worker is about to start. What it binds from now on is what Sweep leaves.
+func (s *Set) Renew(slot int) {
+	for _, h := range s.Held(slot) {
+		if h.Slot != SharedSlot {
+			h.claimed = false
+		}
+	}
+}
+
+// Sweep ends the slot's sockets that a worker had bound before the last Renew and none has bound since, and those that were bound and do not listen:
+// a program that picks its port anew at every start, or looks for a free one, would else leave one behind each time, on which clients wait for nobody.
+// Call it when the slot's worker has been ready for a while. Sockets that Hold was asked for, and shared ones, stay. It returns what it has ended.
+func (s *Set) Sweep(slot int) []Addr {
+	var gone []Addr
+	for _, h := range s.Held(slot) {
+		if h.Slot != SharedSlot && !h.kept && (!h.claimed || !h.listening) {
+			gone = append(gone, h.Addr)
+			s.close(h)
+		}
+	}
+	return gone
 }
 
 // CloseAll ends all sockets and removes the files of unix sockets. The Set must not be used afterwards.

@@ -125,8 +125,14 @@ func (g *Guard) Usage(now time.Time, u Usage) []Action {
 	case !over:
 		g.asked = time.Time{}
 		if g.fewer > 0 && now.Sub(g.calm) >= guardBack && u.Room && !u.Busy {
-			g.fewer, g.calm = g.fewer-1, now
-			out = append(out, Grow{g.Allowed(u.Planned), "ten minutes without a shortage of memory"})
+			was := g.Allowed(u.Planned)
+			for g.fewer > 0 && g.Allowed(u.Planned) == was {
+				g.fewer-- // the plan may have become smaller than what was held back of it
+			}
+			if n := g.Allowed(u.Planned); n > was {
+				g.calm = now
+				out = append(out, Grow{n, "ten minutes without a shortage of memory"})
+			}
 		}
 	case twice && !u.Busy && (g.asked.IsZero() || now.Sub(g.asked) >= guardAnswer):
 		g.asked = now
@@ -206,8 +212,8 @@ func (g *Guard) take(planned int) bool {
 // Deadline is when the next sample is due; the zero time before the first one says at once.
 func (g *Guard) Deadline() time.Time { return g.next }
 
-// interval is the time to the next sample. It falls with the third power of the room below the threshold: something
-// that eats a twentieth of the limit per second is then still seen before the limit, whenever it begins. Growth that was
+// interval is the time to the next sample. It falls with the third power of the room below the threshold: something that
+// eats three hundredths of the limit per second is then still seen before the limit, whenever it begins. Growth that was
 // seen is followed: at least four samples before it reaches the threshold.
 func interval(u, before Usage, since time.Duration) time.Duration {
 	over := mulDiv(u.Limit, guardOver, 1000)

@@ -7,6 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"skep/compat"
 	"skep/config"
 	"skep/initd"
 	"skep/internal/logger"
@@ -27,6 +28,9 @@ func run(args []string) int {
 	// or be lost.
 	signals := initd.CatchSignals()
 	code := 0
+	if program := compat.Called(args[0]); program != compat.None {
+		return personality(program, args, signals)
+	}
 	err := application(signals, &code).Run(withCommand(args))
 	if err != nil {
 		complain(err)
@@ -34,6 +38,24 @@ func run(args []string) int {
 	}
 	return code
 }
+
+// personality is the whole program when it was called as another init.
+func personality(program compat.Program, args []string, signals *initd.Signals) int {
+	r := compat.Parse(program, args, os.LookupEnv, compat.Self{PID: os.Getpid(), Version: version, License: license})
+	_, _ = os.Stdout.WriteString(r.Stdout)
+	_, _ = os.Stderr.WriteString(r.Stderr)
+	if r.Init == nil {
+		return r.Code
+	}
+	code, err := initd.Run(initd.Personality(r.Init, os.Environ()), signals)
+	if err != nil {
+		complain(err)
+		return exitCode(err)
+	}
+	return code
+}
+
+const license = "skep is free software under the MIT license.\n"
 
 // withCommand makes "run" the command when the first word is none of skep's own:
 // only there is one recognised, so that any program can be run.
@@ -48,6 +70,11 @@ func withCommand(args []string) []string {
 }
 
 func complain(err error) {
+	var failure *initd.Failure
+	if errors.As(err, &failure) && failure.Line != "" {
+		_, _ = os.Stderr.WriteString(failure.Line)
+		return
+	}
 	for _, line := range strings.Split(err.Error(), "\n") {
 		_, _ = os.Stderr.Write(logger.AppendText(nil, logger.Info, line, nil))
 	}

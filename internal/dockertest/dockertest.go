@@ -33,6 +33,17 @@ const Label = "skep.test"
 // runValue is the label's value for this run of the test binary.
 var runValue = fmt.Sprintf("%d-%d", os.Getpid(), time.Now().UnixNano())
 
+// labels returns the flags that mark a new object: with this run's label and,
+// when the environment has SKEP_TEST_RUN, with skep.test.run, by which whoever
+// started several test binaries finds all that they left.
+func labels() []string {
+	flags := []string{"--label", Label + "=" + runValue}
+	if run := os.Getenv("SKEP_TEST_RUN"); run != "" {
+		flags = append(flags, "--label", Label+".run="+run)
+	}
+	return flags
+}
+
 // callDeadline bounds one docker command. Starting a container takes a second
 // or two on a small machine that does other things as well.
 const callDeadline = 2 * time.Minute
@@ -122,20 +133,23 @@ var (
 	built      = map[string]string{}
 )
 
-// Build builds one target of a Dockerfile, both paths under the folder root,
-// and returns the image's id. A target is built once per run of the test
-// binary; the image is removed at its end.
-func Build(t testing.TB, root, dockerfile, target string) string {
+// Build builds a Dockerfile, its path given from the folder root, with build
+// arguments such as "BASE=scratch", and returns the image's id. The same image
+// is built once per run of the test binary and removed at its end.
+func Build(t testing.TB, root, dockerfile string, buildArgs ...string) string {
 	t.Helper()
 	buildMutex.Lock()
 	defer buildMutex.Unlock()
-	key := root + "\x00" + dockerfile + "\x00" + target
+	key := strings.Join(append([]string{root, dockerfile}, buildArgs...), "\x00")
 	if id := built[key]; id != "" {
 		return id
 	}
 	used.Store(true)
-	id := must(t, "build", "--quiet", "--label", Label+"="+runValue,
-		"--file", root+"/"+dockerfile, "--target", target, root)
+	args := append([]string{"build", "--quiet", "--file", root + "/" + dockerfile}, labels()...)
+	for _, a := range buildArgs {
+		args = append(args, "--build-arg", a)
+	}
+	id := must(t, append(args, root)...)
 	built[key] = id
 	return id
 }
@@ -159,7 +173,7 @@ type Options struct {
 }
 
 func (o Options) args(first ...string) []string {
-	args := append([]string{"run", "--label", Label + "=" + runValue}, first...)
+	args := append([]string{"run"}, append(labels(), first...)...)
 	for _, port := range o.Publish {
 		args = append(args, "--publish", fmt.Sprintf("127.0.0.1::%d", port))
 	}

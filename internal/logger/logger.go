@@ -70,19 +70,20 @@ const queueLines = 512
 // Logger queues lines for one descriptor. Its methods may be called from any
 // goroutine.
 type Logger struct {
+	fd      int
 	level   Level
 	format  Format
 	now     func() time.Time
-	lines   chan []byte
+	lines   chan entry
 	dropped atomic.Int64
 	idle    chan struct{}
 }
 
 // New starts the goroutine that writes to fd. It lives until Close.
 func New(fd int, level Level, format Format, now func() time.Time) *Logger {
-	l := &Logger{level: level, format: format, now: now,
-		lines: make(chan []byte, queueLines), idle: make(chan struct{})}
-	go l.write(fd)
+	l := &Logger{fd: fd, level: level, format: format, now: now,
+		lines: make(chan entry, queueLines), idle: make(chan struct{})}
+	go l.write()
 	return l
 }
 
@@ -97,8 +98,20 @@ func (l *Logger) Log(level Level, message string, fields ...Field) {
 	} else {
 		line = AppendText(nil, level, message, fields)
 	}
+	l.queue(entry{fd: l.fd, text: line})
+}
+
+// Raw queues text as it is for any descriptor, or counts it as a lost line.
+func (l *Logger) Raw(fd int, text string) { l.queue(entry{fd: fd, text: []byte(text)}) }
+
+type entry struct {
+	fd   int
+	text []byte
+}
+
+func (l *Logger) queue(e entry) {
 	select {
-	case l.lines <- line:
+	case l.lines <- e:
 	default:
 		l.dropped.Add(1)
 	}
@@ -116,7 +129,7 @@ func (l *Logger) Close(timeout time.Duration) {
 	}
 }
 
-func (l *Logger) write(fd int) {
+func (l *Logger) write() {
 	defer close(l.idle)
 	// A write to a closed pipe raises SIGPIPE in the thread that wrote. Blocked in
 	// this thread it stays here and cannot be taken for one that somebody sent to
@@ -125,12 +138,12 @@ func (l *Logger) write(fd int) {
 	var set unix.Sigset_t
 	set.Val[(unix.SIGPIPE-1)/64] |= 1 << ((uint(unix.SIGPIPE) - 1) % 64)
 	_ = unix.PthreadSigmask(unix.SIG_BLOCK, &set, nil)
-	for line := range l.lines {
+	for e := range l.lines {
 		if n := l.dropped.Swap(0); n > 0 {
-			writeAll(fd, AppendText(nil, Warn, "log lines lost because stderr was full",
+			writeAll(l.fd, AppendText(nil, Warn, "log lines lost because stderr was full",
 				[]Field{{"lines", int(n)}}))
 		}
-		writeAll(fd, line)
+		writeAll(e.fd, e.text)
 	}
 }
 
@@ -189,14 +202,14 @@ func shortDuration(d time.Duration) string {
 // appendJSON adds a line as one JSON object (RFC 8259). Durations are seconds.
 func appendJSON(b []byte, now time.Time, level Level, message string, fields []Field) []byte {
 	b = append(b, `{"time":`...)
-	b = appendString(b, now.UTC().Format("2006-01-02T15:04:05.000Z"))
+	b = AppendJSONString(b, now.UTC().Format("2006-01-02T15:04:05.000Z"))
 	b = append(b, `,"level":`...)
-	b = appendString(b, level.String())
+	b = AppendJSONString(b, level.String())
 	b = append(b, `,"msg":`...)
-	b = appendString(b, message)
+	b = AppendJSONString(b, message)
 	for _, f := range fields {
 		b = append(b, ',')
-		b = appendString(b, f.Key)
+		b = AppendJSONString(b, f.Key)
 		b = append(b, ':')
 		switch v := f.Value.(type) {
 		case int:
@@ -206,7 +219,7 @@ func appendJSON(b []byte, now time.Time, level Level, message string, fields []F
 		case time.Duration:
 			b = strconv.AppendFloat(b, v.Seconds(), 'f', -1, 64)
 		case string:
-			b = appendString(b, v)
+			b = AppendJSONString(b, v)
 		default:
 			b = append(b, "null"...)
 		}
@@ -214,10 +227,12 @@ func appendJSON(b []byte, now time.Time, level Level, message string, fields []F
 	return append(b, '}', '\n')
 }
 
-func appendString(b []byte, s string) []byte {
+// AppendJSONString adds s as a JSON string (RFC 8259); bytes that are not UTF-8
+// become U+FFFD.
+func AppendJSONString(b []byte, s string) []byte {
 	const hex = "0123456789abcdef"
 	b = append(b, '"')
-	for _, r := range s { // invalid UTF-8 becomes U+FFFD
+	for _, r := range s {
 		switch {
 		case r == '"' || r == '\\':
 			b = append(b, '\\', byte(r))

@@ -185,6 +185,16 @@ type member struct {
 
 // NewPoller starts a Poller without members. It fails only when the process has no descriptors left.
 func NewPoller(opts Options) (*Poller, error) {
+	p, err := newPoller(opts)
+	if err != nil {
+		return nil, err
+	}
+	go p.watch()
+	go p.run()
+	return p, nil
+}
+
+func newPoller(opts Options) (*Poller, error) {
 	opts.defaults()
 	epfd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
@@ -194,7 +204,7 @@ func NewPoller(opts Options) (*Poller, error) {
 		unix.Close(epfd)
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	p := &Poller{
+	return &Poller{
 		opts:   opts,
 		events: make(chan Event, 64),
 		kick:   make(chan struct{}, 1),
@@ -207,10 +217,7 @@ func NewPoller(opts Options) (*Poller, error) {
 		wake:   make(chan struct{}, 1),
 		start:  time.Now(),
 		self:   identity{uint32(os.Geteuid()), uint32(os.Getegid())},
-	}
-	go p.watch()
-	go p.run()
-	return p, nil
+	}, nil
 }
 
 // Update replaces everything the Poller knew of who is a member. It is called after each change of a group's array and of a member's state; the duplicates

@@ -43,6 +43,10 @@ func poisson(rate float64, length time.Duration, seed uint64) []arrival {
 
 // ideal returns how long each request takes when one queue feeds the workers in order of arrival, which no choice at the time of arrival can beat.
 func ideal(load []arrival, workers int) []time.Duration {
+	return idealWork(load, workers, simWork(quickWork))
+}
+
+func idealWork(load []arrival, workers int, work func(arrival) time.Duration) []time.Duration {
 	free := make([]time.Duration, workers)
 	took := make([]time.Duration, len(load))
 	for i, a := range load {
@@ -53,11 +57,7 @@ func ideal(load []arrival, workers int) []time.Duration {
 			}
 		}
 		start := max(free[next], a.at)
-		work := quickWork
-		if a.block {
-			work = blockTime
-		}
-		free[next] = start + work
+		free[next] = start + work(a)
 		took[i] = free[next] - a.at
 	}
 	return took

@@ -1,0 +1,636 @@
+package steer
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"os"
+	"runtime"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"skep/internal/testneed"
+
+	"golang.org/x/sys/unix"
+)
+
+// await returns the next event of the kind for the seat; others are passed over.
+func await(tb testing.TB, p *Poller, kind EventKind, seat int) Event {
+	tb.Helper()
+	for deadline := time.After(10 * time.Second); ; {
+		select {
+		case e := <-p.Events():
+			if e.Kind == Failed && kind != Failed {
+				tb.Fatalf("program refused: %v", e.Err)
+			}
+			if e.Kind == kind && e.Seat == seat {
+				return e
+			}
+		case <-deadline:
+			tb.Fatalf("no %v of seat %d", kind, seat)
+		}
+	}
+}
+
+// stats asks for a snapshot and waits for it.
+func stats(tb testing.TB, p *Poller) []Stat {
+	tb.Helper()
+	reply := make(chan []Stat, 1)
+	if !p.Snapshot(reply) {
+		tb.Fatal("too many questions")
+	}
+	select {
+	case s := <-reply:
+		return s
+	case <-time.After(10 * time.Second):
+		tb.Fatal("no answer")
+		return nil
+	}
+}
+
+// quickOnes makes n requests one after another and returns how long the slowest took.
+func quickOnes(tb testing.TB, f *fleet, n int) (slowest time.Duration) {
+	tb.Helper()
+	for range n {
+		began := time.Now()
+		if err := request(f.address(), askQuick); err != nil {
+			tb.Fatal(err)
+		}
+		slowest = max(slowest, time.Since(began))
+	}
+	return slowest
+}
+
+// reach connects until the given worker has the connection, sends it the byte, and returns the connection.
+func (f *fleet) reach(tb testing.TB, slot int, ask byte) net.Conn {
+	tb.Helper()
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IP(addrOf(slot))}}
+	c, err := d.Dial("tcp", f.address())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { c.Close() })
+	if _, err := c.Write([]byte{ask}); err != nil {
+		tb.Fatal(err)
+	}
+	return c
+}
+
+func addrOf(slot int) []byte {
+	a := ProbeSource(slot)
+	return a[:]
+}
+
+// probed is the membership with probes, so that a test can reach the worker it means.
+func (f *fleet) probed(tb testing.TB, states map[int]State) Membership {
+	tb.Helper()
+	m := f.membership(tb, nil, states)
+	m.Groups[0].Probes = true
+	return m
+}
+
+// settled waits until the poller has adopted an update with these states.
+func settled(tb testing.TB, p *Poller, states ...State) {
+	tb.Helper()
+	eventually(tb, fmt.Sprintf("the states are %v", states), func() bool {
+		return slices.EqualFunc(stats(tb, p), states, func(s Stat, want State) bool { return s.State == want })
+	})
+}
+
+func TestPollerGivesOnlyToTheReady(t *testing.T) {
+	f := startFleet(t, 7, false, &Options{}, nil)
+	states := map[int]State{0: Down, 1: Starting, 2: Hung, 4: Draining, 5: Standby}
+	f.poller.Update(f.membership(t, nil, states))
+	settled(t, f.poller, Down, Starting, Hung, Ready, Draining, Standby, Ready)
+	for range 100 {
+		quickOnes(t, f, 1)
+		for _, s := range stats(t, f.poller) {
+			if s.State != Ready && (s.Queue > 0 || s.Conns > 0 || s.Chosen) {
+				t.Fatalf("%v member %d: queue %d, connections %d, chosen %v", s.State, s.Seat, s.Queue, s.Conns, s.Chosen)
+			}
+		}
+	}
+	// A new worker in an old place.
+	states[0] = Ready
+	f.poller.Update(f.membership(t, nil, states))
+	settled(t, f.poller, Ready, Starting, Hung, Ready, Draining, Standby, Ready)
+	got := make(map[int]bool)
+	eventually(t, "all ready ones are chosen", func() bool {
+		quickOnes(t, f, 1)
+		for _, s := range stats(t, f.poller) {
+			if s.Chosen {
+				got[s.Seat] = true
+			}
+		}
+		return len(got) == 3 && got[0] && got[3] && got[6]
+	})
+}
+
+func TestPollerAvoidsTheBlocked(t *testing.T) {
+	f := startFleet(t, 4, false, &Options{}, nil)
+	f.poller.Update(f.probed(t, nil))
+	settled(t, f.poller, Ready, Ready, Ready, Ready)
+	eventually(t, "all are known to be idle", func() bool {
+		return !slices.ContainsFunc(stats(t, f.poller), func(s Stat) bool { return s.Wait != Idle })
+	})
+	f.reach(t, 1, askBind)
+	eventually(t, "worker 1 is seen to be busy and left out", func() bool {
+		s := stats(t, f.poller)[1]
+		return s.Wait == Busy && !s.Chosen && s.Queue == 0
+	})
+	quickOnes(t, f, 200)
+	if s := stats(t, f.poller)[1]; s.Queue != 0 {
+		t.Errorf("%d connections wait for the blocked worker", s.Queue)
+	}
+}
+
+// TestPollerReportsTheStuck has a worker that is found out by its queue.
+func TestPollerReportsTheStuck(t *testing.T) {
+	f := startFleet(t, 3, false, &Options{StuckAfter: 50 * time.Millisecond}, nil)
+	f.poller.Update(f.probed(t, nil))
+	settled(t, f.poller, Ready, Ready, Ready)
+	if err := unix.Kill(f.workers[2].pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	f.reach(t, 2, askQuick)
+	e := await(t, f.poller, Stuck, 2)
+	if e.Queue != 1 || e.For < 50*time.Millisecond || e.Group != 1 {
+		t.Errorf("event %+v", e)
+	}
+	settled(t, f.poller, Ready, Ready, Hung)
+	quickOnes(t, f, 50)
+	if s := stats(t, f.poller)[2]; s.Queue != 1 || s.Chosen {
+		t.Errorf("the stuck one: %+v", s)
+	}
+	if err := unix.Kill(f.workers[2].pid, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if e := await(t, f.poller, Unstuck, 2); e.Queue != 0 {
+		t.Errorf("event %+v", e)
+	}
+	settled(t, f.poller, Ready, Ready, Ready)
+}
+
+// TestPollerNoticesTheDead kills a worker and tells nobody.
+func TestPollerNoticesTheDead(t *testing.T) {
+	testneed.Linux(t, 6, 2) // before, open descriptors are not counted
+	f := startFleet(t, 2, false, &Options{}, nil)
+	eventually(t, "both are chosen", func() bool { s := stats(t, f.poller); return s[0].Chosen && s[1].Chosen })
+	f.workers[0].cmd.Process.Kill()
+	eventually(t, "the dead one is down", func() bool { s := stats(t, f.poller)[0]; return s.State == Down && !s.Chosen })
+	quickOnes(t, f, 50)
+}
+
+func TestDrained(t *testing.T) {
+	f := startFleet(t, 2, false, &Options{Settle: 60 * time.Millisecond}, nil)
+	f.poller.Update(f.probed(t, nil))
+	settled(t, f.poller, Ready, Ready)
+	unix.Kill(f.workers[0].pid, unix.SIGSTOP)
+	f.reach(t, 0, askQuick)
+	eventually(t, "a connection waits", func() bool { return stats(t, f.poller)[0].Queue == 1 })
+	f.poller.Update(f.membership(t, nil, map[int]State{0: Draining}))
+	settled(t, f.poller, Draining, Ready)
+	quickOnes(t, f, 20)
+	select {
+	case e := <-f.poller.Events():
+		t.Fatalf("event %+v while a connection waits", e)
+	case <-time.After(120 * time.Millisecond): // twice the settle time without the event that must not come
+	}
+	unix.Kill(f.workers[0].pid, unix.SIGCONT)
+	if e := await(t, f.poller, Drained, 0); e.For < 60*time.Millisecond {
+		t.Errorf("event %+v", e)
+	}
+	// Said once, also after another update.
+	f.poller.Update(f.membership(t, nil, map[int]State{0: Draining}))
+	settled(t, f.poller, Draining, Ready)
+	select {
+	case e := <-f.poller.Events():
+		t.Fatalf("event %+v, again", e)
+	default:
+	}
+}
+
+// TestLeavingLosesNothing closes held sockets the way Update says, under load, and no request fails or meets a socket that is not chosen.
+func TestLeavingLosesNothing(t *testing.T) {
+	f := startFleet(t, 5, false, &Options{Settle: 50 * time.Millisecond}, nil)
+	settled(t, f.poller, Ready, Ready, Ready, Ready, Ready)
+	stop, failed := make(chan struct{}), make(chan error, 1)
+	go func() {
+		defer close(failed)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if err := request(f.address(), askQuick); err != nil {
+				failed <- err
+				return
+			}
+		}
+	}()
+	var kernel Array
+	for i := range f.group.fds {
+		kernel.Listen(i)
+	}
+	send := func(seat int, state State) {
+		full := f.membership(t, nil, map[int]State{seat: state})
+		var m Membership
+		m.Groups = []Group{{ID: 1}}
+		for i := range kernel.Len() {
+			m.Groups[0].Members = append(m.Groups[0].Members, full.Groups[0].Members[kernel.At(i)])
+		}
+		for i, x := range full.Groups[0].Members {
+			if kernel.Index(i) < 0 {
+				closeFD(x.FD)
+			}
+		}
+		f.poller.Update(m)
+	}
+	for _, seat := range []int{1, 4, 0} {
+		send(seat, Draining)
+		await(t, f.poller, Drained, seat)
+		eventually(t, "the worker has answered all it took", func() bool {
+			return slices.ContainsFunc(stats(t, f.poller), func(s Stat) bool { return s.Seat == seat && s.Conns == 0 })
+		})
+		f.workers[seat].end()
+		send(seat, Leaving)
+		await(t, f.poller, Left, seat)
+		kept := f.group.fds[seat]
+		f.group.fds[seat] = dupOf(t, f.group.fds[kernel.At((kernel.Index(seat)+1)%kernel.Len())]) // keeps the numbers of the fleet
+		unix.Close(kept)
+		kernel.Remove(seat)
+		send(-1, Ready)
+		eventually(t, "the poller knows", func() bool { return len(stats(t, f.poller)) == kernel.Len() })
+	}
+	close(stop)
+	if err := <-failed; err != nil {
+		t.Errorf("request: %v", err)
+	}
+	for _, s := range stats(t, f.poller) {
+		if s.Seat != 2 && s.Seat != 3 || s.State != Ready {
+			t.Errorf("left over: %+v", s)
+		}
+	}
+}
+
+func TestShutIsReported(t *testing.T) {
+	f := startFleet(t, 3, false, &Options{}, nil)
+	settled(t, f.poller, Ready, Ready, Ready)
+	if err := unix.Shutdown(f.group.fds[0], unix.SHUT_RD); err != nil {
+		t.Fatal(err)
+	}
+	await(t, f.poller, Shut, 0)
+	// Index 0 is socket 2 now and socket 1 is where it was; nothing is lost until the owner has listened again.
+	quickOnes(t, f, 20)
+	f.group.listen(0)
+	m := f.membership(t, nil, nil)
+	x := m.Groups[0].Members
+	x[0], x[2] = x[2], x[0]
+	f.poller.Update(m)
+	eventually(t, "all are chosen again", func() bool {
+		return !slices.ContainsFunc(stats(t, f.poller), func(s Stat) bool { return s.State != Ready })
+	})
+	for slot := range 3 {
+		m := f.probed(t, nil)
+		x := m.Groups[0].Members
+		x[0], x[2] = x[2], x[0]
+		f.poller.Update(m)
+		settled(t, f.poller, Ready, Ready, Ready)
+		c := f.reach(t, slot, askStay)
+		eventually(t, "the probe reaches its slot", func() bool {
+			for _, s := range stats(t, f.poller) {
+				if s.Seat == slot {
+					return s.Conns == 1
+				}
+			}
+			return false
+		})
+		c.Close()
+	}
+}
+
+func TestFailedIsReportedOnce(t *testing.T) {
+	p, err := NewPoller(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	// A socket without SO_REUSEPORT that listens: the kernel has no group to attach to.
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Listen(fd, 1); err != nil {
+		t.Fatal(err)
+	}
+	p.Update(Membership{Groups: []Group{{ID: 9, Members: []Member{{FD: dupOf(t, fd), State: Ready}}}}})
+	if e := await(t, p, Failed, 0); e.Group != 9 || !errors.Is(e.Err, unix.EINVAL) {
+		t.Errorf("event %+v", e)
+	}
+	stats(t, p)
+	select {
+	case e := <-p.Events():
+		t.Errorf("event %+v, again", e)
+	default:
+	}
+}
+
+func TestHashGivesTheChoiceBack(t *testing.T) {
+	f := startFleet(t, 3, false, &Options{}, nil)
+	f.poller.Update(f.membership(t, nil, map[int]State{0: Standby, 1: Standby}))
+	settled(t, f.poller, Standby, Standby, Ready)
+	m := f.membership(t, nil, map[int]State{0: Standby, 1: Standby})
+	m.Groups[0].Hash = true
+	f.poller.Update(m)
+	eventually(t, "the kernel's hash reaches all", func() bool {
+		quickOnes(t, f, 20)
+		s := stats(t, f.poller)
+		return s[0].Chosen && s[1].Chosen && s[2].Chosen
+	})
+	for i := range 3 {
+		f.workers[i].end() // nobody accepts any more, so that the queues can be counted
+	}
+	eventually(t, "all queues have connections", func() bool {
+		c := f.group.connect([4]byte{})
+		t.Cleanup(func() { unix.Close(c) })
+		return !slices.ContainsFunc(stats(t, f.poller), func(s Stat) bool { return s.Queue == 0 })
+	})
+}
+
+// TestThreadIsLearned names no thread, and a wrong one.
+func TestThreadIsLearned(t *testing.T) {
+	for _, wrong := range []bool{false, true} {
+		f := startFleet(t, 2, false, &Options{Quiet: time.Hour}, nil)
+		m := f.membership(t, nil, nil)
+		for i := range m.Groups[0].Members {
+			x := &m.Groups[0].Members[i]
+			x.TID = 0
+			if wrong {
+				x.TID = otherThread(t, x.PID)
+			}
+		}
+		f.poller.Update(m)
+		eventually(t, "both are known to be idle", func() bool {
+			s := stats(t, f.poller)
+			return s[0].Wait == Idle && s[1].Wait == Idle
+		})
+	}
+}
+
+// otherThread is a thread of the Go process pid that does not serve.
+func otherThread(tb testing.TB, pid int) int {
+	tb.Helper()
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for _, task := range tasks {
+		var tid int
+		if _, err := fmt.Sscan(task.Name(), &tid); err == nil && tid != pid {
+			return tid
+		}
+	}
+	tb.Fatal("the worker has only one thread")
+	return 0
+}
+
+// TestWorkerOfAnotherUser reads what only the worker's own user may see, or root with its capabilities.
+func TestWorkerOfAnotherUser(t *testing.T) {
+	testneed.Root(t)
+	cred := &syscall.Credential{Uid: 1234, Gid: 2345}
+	f := startFleet(t, 2, false, &Options{}, cred)
+	eventually(t, "both are known to be idle", func() bool {
+		s := stats(t, f.poller)
+		return s[0].Wait == Idle && s[1].Wait == Idle && s[0].Conns == 0
+	})
+}
+
+// TestIdentityIsAssumed drops the capability that makes root see everything, on one thread, and shows that the file-system identity alone is enough.
+func TestIdentityIsAssumed(t *testing.T) {
+	testneed.Root(t)
+	g := newGroup(t, "127.0.0.1", 1)
+	cred := &syscall.Credential{Uid: 1234, Gid: 2345}
+	process := startWorker(t, g.fds[0], cred)
+	result := make(chan [2]Wait)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		var hdr unix.CapUserHeader
+		hdr.Version = unix.LINUX_CAPABILITY_VERSION_3
+		var data [2]unix.CapUserData
+		unix.Capget(&hdr, &data[0])
+		drop := uint32(1<<unix.CAP_SYS_PTRACE | 1<<unix.CAP_DAC_READ_SEARCH | 1<<unix.CAP_DAC_OVERRIDE)
+		data[0].Effective &^= drop
+		data[0].Permitted &^= drop
+		unix.Capset(&hdr, &data[0])
+		var got [2]Wait
+		for i, id := range []identity{{0, 0}, {1234, 2345}} {
+			assume(id)
+			x := &worker{pid: process.pid, tid: process.pid}
+			x.open()
+			for range 100 {
+				x.look(time.Second, new(readings))
+				if x.wait == Idle {
+					break
+				}
+				time.Sleep(time.Millisecond)
+			}
+			got[i] = x.wait
+			x.close()
+		}
+		assume(identity{0, 0})
+		result <- got
+	}()
+	if got, want := <-result, [2]Wait{Unknown, Idle}; got != want {
+		t.Errorf("as root without capabilities and as the worker's user: %v, want %v", got, want)
+	}
+}
+
+// TestKeepAliveIsBalanced opens 64 connections that stay, over a second and in one burst.
+func TestKeepAliveIsBalanced(t *testing.T) {
+	testneed.Linux(t, 6, 2)
+	for _, c := range []struct {
+		name  string
+		gap   time.Duration
+		limit float64
+	}{
+		{"over a second", 15 * time.Millisecond, 1.10},
+		{"in one burst", 0, 1.30},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := startFleet(t, 4, false, &Options{}, nil)
+			settled(t, f.poller, Ready, Ready, Ready, Ready)
+			const n = 64
+			began := time.Now()
+			for i := range n {
+				time.Sleep(time.Until(began.Add(time.Duration(i) * c.gap)))
+				conn, err := net.Dial("tcp", f.address())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				conn.Write([]byte{askStay})
+			}
+			most := 0
+			eventually(t, "all are accepted", func() bool {
+				sum := 0
+				most = 0
+				for _, s := range stats(t, f.poller) {
+					sum += s.Conns
+					most = max(most, s.Conns)
+				}
+				return sum == n
+			})
+			if ratio := float64(most) / (n / 4); ratio > c.limit {
+				t.Errorf("the busiest has %d of %d connections, %.2f of the mean; at most %.2f is allowed", most, n, ratio, c.limit)
+			}
+		})
+	}
+}
+
+// TestPollerSleeps counts the ticks and the times any thread of this process went to sleep of its own will, while there is nothing to do.
+func TestPollerSleeps(t *testing.T) {
+	f := startFleet(t, 4, false, &Options{Quiet: 20 * time.Millisecond}, nil)
+	p := f.poller
+	asleep := func() bool {
+		before := p.ticks.Load()
+		time.Sleep(60 * time.Millisecond)
+		return p.ticks.Load() == before
+	}
+	eventually(t, "it goes to sleep", asleep)
+	before := p.ticks.Load()
+	time.Sleep(300 * time.Millisecond)
+	if n := p.ticks.Load() - before; n != 0 {
+		t.Errorf("%d ticks without traffic", n)
+	}
+	// A connection wakes it, also when a worker takes the connection at once.
+	eventually(t, "traffic wakes it", func() bool {
+		quickOnes(t, f, 1)
+		return p.ticks.Load() > before+3
+	})
+	// Traffic on connections that are there lets it sleep.
+	conn, err := net.Dial("tcp", f.address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ping := func() {
+		buf := [1]byte{askStay}
+		conn.Write(buf[:])
+		if _, err := conn.Read(buf[:]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "it goes to sleep beside a busy connection", func() bool {
+		before := p.ticks.Load()
+		for range 60 {
+			ping()
+			time.Sleep(time.Millisecond)
+		}
+		return p.ticks.Load() == before
+	})
+	// An update and a question wake it too.
+	p.Update(f.membership(t, nil, map[int]State{0: Standby}))
+	settled(t, p, Standby, Ready, Ready, Ready)
+}
+
+// TestPollerClosesEverything replaces the members often, also faster than the poller looks, and counts descriptors.
+func TestPollerClosesEverything(t *testing.T) {
+	f := startFleet(t, 3, false, nil, nil)
+	count := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	before := count()
+	p, err := NewPoller(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 200 {
+		p.Update(f.membership(t, nil, map[int]State{i % 3: State(i % int(Leaving+1))}))
+		if i%5 == 0 {
+			stats(t, p)
+		}
+	}
+	p.Close()
+	eventually(t, "no descriptor is left", func() bool { return count() <= before })
+}
+
+// tickFleet is a poller without goroutines on n members that all have this process as their worker.
+func tickFleet(tb testing.TB, n int) *Poller {
+	tb.Helper()
+	g := newGroup(tb, "127.0.0.1", n)
+	p, err := newPoller(Options{})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(p.release)
+	worker := startWorker(tb, g.fds[0], nil)
+	m := Membership{Groups: []Group{{ID: 1, Probes: true}}}
+	for i := range n {
+		m.Groups[0].Members = append(m.Groups[0].Members, Member{Seat: i, Slot: i, FD: dupOf(tb, g.fds[i]), State: Ready, PID: worker.pid, TID: worker.pid,
+			UID: p.self.uid, GID: p.self.gid})
+	}
+	p.adopt(&m)
+	p.traffic = math.MaxInt64 / 2
+	return p
+}
+
+func TestTickDoesNotAllocate(t *testing.T) {
+	p := tickFleet(t, 8)
+	p.tick(time.Second)
+	now := time.Second
+	if n := testing.AllocsPerRun(200, func() {
+		now += time.Millisecond
+		p.groups[0].members[int(p.ticks.Load())%8].State = Standby // makes a new program each time
+		p.groups[0].members[int(p.ticks.Load()+1)%8].State = Ready
+		p.tick(now)
+	}); n != 0 {
+		t.Errorf("%v allocations per tick", n)
+	}
+	if p.attaches.Load() < 100 {
+		t.Errorf("only %d programs were attached", p.attaches.Load())
+	}
+}
+
+func BenchmarkTick(b *testing.B) {
+	for _, n := range []int{4, 32} {
+		for _, attach := range []bool{false, true} {
+			b.Run(fmt.Sprintf("members=%d/attach=%v", n, attach), func(b *testing.B) {
+				p := tickFleet(b, n)
+				now := time.Second
+				p.tick(now)
+				b.ReportAllocs()
+				runtime.LockOSThread()
+				defer runtime.UnlockOSThread()
+				before := threadTime(b)
+				for b.Loop() {
+					now += time.Millisecond
+					if attach {
+						p.groups[0].stale = true
+					}
+					p.tick(now)
+				}
+				// On a busy machine the time on the clock says little.
+				b.ReportMetric(float64(threadTime(b)-before)/float64(b.N), "cpu-ns/op")
+			})
+		}
+	}
+}
+
+// threadTime is the CPU time the calling thread has used.
+func threadTime(tb testing.TB) time.Duration {
+	tb.Helper()
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
+		tb.Fatal(err)
+	}
+	return time.Duration(ts.Nano())
+}

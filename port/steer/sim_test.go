@@ -1,0 +1,143 @@
+package steer
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+)
+
+// simWorker is a model of serveLoop: one thread that accepts all that is pending when it has nothing left to do, and runs the handlers in turn.
+type simWorker struct {
+	queue, local []int // requests, by their number
+	until        time.Duration
+	working      bool
+	moved        time.Duration
+}
+
+// simulation runs a load against workers and the choice made once per tick. It has no noise: what it shows is the choice's own doing.
+type simulation struct {
+	load    []arrival
+	work    func(arrival) time.Duration
+	took    []time.Duration
+	workers []simWorker
+	next    int
+	ports   int
+	choose  func(now time.Duration, views []View, burst int) []int
+	burst   int
+	arrived int
+}
+
+// run returns how long each request took.
+func (s *simulation) run(workers int, tick time.Duration) []time.Duration {
+	s.workers = make([]simWorker, workers)
+	s.took = make([]time.Duration, len(s.load))
+	views := make([]View, workers)
+	var choice []int
+	for now := time.Duration(0); s.next < len(s.load); now += tick {
+		for i := range s.workers {
+			s.workers[i].advance(s, now)
+			views[i] = s.workers[i].view(now)
+		}
+		s.burst = max(s.arrived, s.burst*7/8)
+		s.arrived = 0
+		choice = s.choose(now, views, s.burst)
+		for ; s.next < len(s.load) && s.load[s.next].at < now+tick; s.next++ {
+			w := &s.workers[choice[s.ports%len(choice)]]
+			s.ports++
+			w.advance(s, s.load[s.next].at)
+			w.queue = append(w.queue, s.next)
+			w.advance(s, s.load[s.next].at)
+			s.arrived++
+		}
+	}
+	for i := range s.workers {
+		s.workers[i].advance(s, time.Hour*1000)
+	}
+	return s.took
+}
+
+func (w *simWorker) advance(s *simulation, now time.Duration) {
+	for {
+		if w.working {
+			if w.until > now {
+				return
+			}
+			s.took[w.local[0]] = w.until - s.load[w.local[0]].at
+			w.local, w.working = w.local[1:], false
+			w.moved = w.until
+		}
+		if len(w.local) == 0 {
+			w.local, w.queue = w.queue, nil
+		}
+		if len(w.local) == 0 {
+			return
+		}
+		// A worker that was idle begins when the request comes, one that was not goes on where it ended.
+		w.working = true
+		w.until = max(w.until, s.load[w.local[0]].at) + s.work(s.load[w.local[0]])
+	}
+}
+
+func (w *simWorker) view(now time.Duration) View {
+	v := View{State: Ready, Wait: Busy, Queue: len(w.queue), Conns: len(w.local)}
+	if !w.working {
+		v.Wait = Idle
+		w.moved = now
+	}
+	v.Lag = now - w.moved
+	return v
+}
+
+func simWork(quick time.Duration) func(arrival) time.Duration {
+	return func(a arrival) time.Duration {
+		if a.block {
+			return blockTime
+		}
+		return quick
+	}
+}
+
+// TestTailSimulated holds the choice against the ideal, in a world without noise: 4 workers, Poisson arrivals, 2 % of the requests block their worker for
+// 200 ms. TestTail does the same with processes.
+func TestTailSimulated(t *testing.T) {
+	forget := func(wait, conns bool) func(time.Duration, []View, int) []int {
+		return func(_ time.Duration, views []View, burst int) []int {
+			for i := range views {
+				if wait {
+					views[i].Wait = Unknown
+				}
+				if conns {
+					views[i].Conns = -1
+				}
+			}
+			return Choose(nil, views, burst)
+		}
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	hash := func(time.Duration, []View, int) []int { return []int{r.IntN(4)} }
+	for _, rate := range []float64{150, 300} {
+		for _, quick := range []time.Duration{300 * time.Microsecond, time.Millisecond, 2 * time.Millisecond} {
+			load := poisson(rate, 300*time.Second, 99)
+			best := lateShare(load, idealWork(load, 4, simWork(quick)))
+			run := func(tick time.Duration, choose func(time.Duration, []View, int) []int) float64 {
+				s := &simulation{load: load, work: simWork(quick), choose: choose}
+				return lateShare(load, s.run(4, tick))
+			}
+			byHash := run(time.Millisecond, hash)
+			byQueue := run(time.Millisecond, forget(true, true))
+			for _, tick := range []time.Duration{time.Millisecond, 2 * time.Millisecond} {
+				steered, withoutConns, withoutWait := run(tick, forget(false, false)), run(tick, forget(false, true)), run(tick, forget(true, false))
+				t.Logf("%v/s of %v, tick %v: %.2f %% late, without connections %.2f, without wait channel %.2f, by queue %.2f, by hash %.2f; ideal %.2f",
+					rate, quick, tick, steered, withoutConns, withoutWait, byQueue, byHash, best)
+				// Where hardly anything is late in the ideal world, a few requests more are as good as equal.
+				if limit := 1.1*best + 0.1; steered > limit || withoutConns > limit {
+					t.Errorf("%v/s of %v, tick %v: %.2f %% and %.2f %% late; the ideal is %.2f %%", rate, quick, tick, steered, withoutConns, best)
+				}
+				if steered >= byQueue || byQueue >= byHash {
+					t.Errorf("%v/s of %v, tick %v: %.2f %% late steered, %.2f %% by queue, %.2f %% by hash; want each to be better than the next",
+						rate, quick, tick, steered, byQueue, byHash)
+				}
+			}
+		}
+	}
+}
