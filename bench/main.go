@@ -97,6 +97,12 @@ func run() error {
 	}
 
 	peers.Nice = *nice
+	if *nice != 0 {
+		// Between sessions the kernel shares time by autogroup and not by
+		// process (sched(7)): without this the priority would only count among
+		// the benchmark's own. Run it with setsid(1), so that the shell's session is not raised as well.
+		_ = os.WriteFile("/proc/self/autogroup", []byte(strconv.Itoa(*nice)), 0)
+	}
 
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer cancel()

@@ -22,6 +22,7 @@ queue is one system call, and the kernel does the choosing. With --balance hash 
 masters of gunicorn and uvicorn do nothing per connection either, and node's primary handles every one. Where the
 reached rate is below the wanted one, the machine is full: the share of a core is then what is left to PID 1.`,
 		Cases:    []string{"4 workers, no traffic", "4 workers, 1000/s", "4 workers, 10000/s", "32 workers, 1000/s", "32 workers, 10000/s"},
+		Quick:    []string{"4 workers, 1000/s"},
 		Subjects: []string{"skep", "skep hash", "gunicorn + uvicorn", "node cluster"},
 		Base:     "skep hash",
 		Ratio:    "cpu",
