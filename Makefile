@@ -69,7 +69,7 @@ sim: ## Run the random simulations long: SIM_CHECKS runs of each (20000)
 ARGS ?=
 
 .PHONY: bench
-bench: build ## Measure skep beside its peers and write docs/benchmarks.md (about two hours; ARGS="-rows tail")
+bench: build ## Measure skep beside its peers and write docs/benchmarks.md (about three hours; ARGS="-rows tail")
 	@go run ./bench $(ARGS)
 
 .PHONY: bench-quick

@@ -2,7 +2,7 @@
 // writes docs/benchmarks.md with the raw data and the pictures. It installs
 // nothing: what is missing on the machine is named and its cells stay empty.
 //
-//	go run ./bench -skep build/skep              # everything, about two hours
+//	go run ./bench -skep build/skep              # everything, about three hours
 //	go run ./bench -skep build/skep -quick       # a few minutes
 //	go run ./bench -rows tail,crash -runs 3      # some rows; the others keep their figures
 //
@@ -117,7 +117,11 @@ func run() error {
 	}
 	results.Machine, results.Versions, results.Missing = machine(), tools.Versions(), tools.Missing()
 	for _, def := range chosen {
-		row := measure(ctx, env, def, *runs, selection(def, *quick, split(*cases), split(*subjects)))
+		n := *runs
+		if def.Runs > 0 && !given["runs"] {
+			n = min(n, def.Runs)
+		}
+		row := measure(ctx, env, def, n, selection(def, *quick, split(*cases), split(*subjects)))
 		row.Nice = *nice
 		if ctx.Err() != nil {
 			return fmt.Errorf("interrupted in row %s; what was complete is in %s", def.Name, *out)

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 
+	"skep/bench/peers"
 	"skep/bench/rows"
 	"skep/bench/stats"
 	"skep/bench/svg"
@@ -388,6 +389,11 @@ func (r *Results) Markdown() []byte {
 		p("Not installed when this was measured, so their rows are empty: %s.\n\n", strings.Join(r.Missing, ", "))
 	}
 
+	p("<details><summary>What the names stand for</summary>\n\n")
+	for _, s := range peers.Subjects() {
+		p("- **%s**: %s\n", s.Name, s.What)
+	}
+	p("\n</details>\n\n")
 	if losses := r.Losses(); len(losses) > 0 {
 		p("## Where skep is not first\n\n")
 		p("| row | case | measured | skep | best | |\n|---|---|---|---|---|---|\n")

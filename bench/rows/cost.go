@@ -36,6 +36,7 @@ reached rate is below the wanted one, the machine is full: the share of a core i
 			{Case: "4 workers, 10000/s", Subject: "skep", Metric: "cpu", AtMost: true, Bound: 2},
 			{Case: "4 workers, no traffic", Subject: "skep", Metric: "wakeups", AtMost: true, Bound: 0.1},
 		},
+		Runs:    3,
 		Measure: cost,
 	})
 }

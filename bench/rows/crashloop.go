@@ -45,6 +45,7 @@ that serve. A uvicorn of this version never restarts a worker, so there is no lo
 			{Case: loopExit, Subject: "skep", Metric: "code", Exact: true, Bound: 9},
 			{Case: loopLater, Subject: "skep", Metric: "starts", AtMost: true, Bound: 12},
 		},
+		Runs:    2,
 		Measure: crashLoop,
 	})
 }

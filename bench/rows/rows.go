@@ -53,6 +53,9 @@ type Row struct {
 	Goals     []Goal
 	// Quick has the cases of the quick form; the first one if empty.
 	Quick []string
+	// Runs is the most runs that make sense, for rows that count what hardly
+	// varies and take long; no bound if 0.
+	Runs int
 	// Limit bounds one measurement; 3 minutes if zero.
 	Limit time.Duration
 	// Plots says what is drawn for each case.
