@@ -103,6 +103,13 @@ func TestLossesLeaveOutReferences(t *testing.T) {
 	if len(losses) != 1 || losses[0].Subject != "gunicorn + uvicorn" || losses[0].Row != "tail" || losses[0].Within {
 		t.Errorf("%+v", losses)
 	}
+	// Nobody can use the ideal: being behind it alone is not a loss.
+	r := sample()
+	c := &r.Rows[0].Cases[0]
+	c.Subjects = append(c.Subjects[:2:2], c.Subjects[3:]...)
+	if losses := r.Losses(); len(losses) != 0 {
+		t.Errorf("%+v", losses)
+	}
 }
 
 func TestWriteAndReadAgain(t *testing.T) {

@@ -99,6 +99,9 @@ func TestReplacementIsSeen(t *testing.T) {
 	if got := silence(records, at(100), at(320)); math.Abs(got-131) > 1e-9 {
 		t.Errorf("longest silence %v ms, want 131", got)
 	}
+	if got := silence(nil, at(100), at(320)); math.Abs(got-220) > 1e-9 {
+		t.Errorf("without any answer the silence is %v ms, want all 220", got)
+	}
 	s := over(records, at(100), -at(100), at(200), at(100), failed)
 	if !slices.Equal(s.V, []float64{0, 1, 0}) {
 		t.Errorf("failures over time %v", s.V)
