@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 
@@ -321,11 +322,12 @@ func (s *Set) Groups() []*Group {
 	for _, g := range s.groups {
 		all = append(all, g)
 	}
-	slices.SortFunc(all, func(a, b *Group) int {
-		if c := strings.Compare(a.Addr.String(), b.Addr.String()); c != 0 {
-			return c
+	sort.Slice(all, func(i, j int) bool {
+		a, b := all[i], all[j]
+		if x, y := a.Addr.String(), b.Addr.String(); x != y {
+			return x < y
 		}
-		return int(a.held[0].id) - int(b.held[0].id)
+		return a.held[0].id < b.held[0].id
 	})
 	return all
 }
@@ -336,7 +338,7 @@ func (s *Set) Slots(a Addr) []int {
 	for _, h := range s.Group(a).Held() {
 		slots = append(slots, h.slots...)
 	}
-	slices.Sort(slots)
+	sort.Slice(slots, func(i, j int) bool { return slots[i] < slots[j] })
 	return slots
 }
 
@@ -348,7 +350,7 @@ func (s *Set) Held(slot int) []*Held {
 			held = append(held, h)
 		}
 	}
-	slices.SortFunc(held, func(a, b *Held) int { return int(a.id) - int(b.id) })
+	sort.Slice(held, func(i, j int) bool { return held[i].id < held[j].id })
 	return held
 }
 
