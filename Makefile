@@ -67,8 +67,19 @@ sim: ## Run the random simulations long: SIM_CHECKS runs of each (20000)
 	if [[ -z "$$packages" ]]; then echo "sim: no package has random simulations"; exit 0; fi; \
 	go test -count=1 -timeout 60m $$packages -rapid.checks=$(SIM_CHECKS)
 
+# Flags of the benchmark beside the peers, such as -rows tail,crash -runs 3.
+ARGS ?=
+
 .PHONY: bench
-bench: ## Run the Go benchmarks (BENCH=name for one)
+bench: build ## Measure skep beside its peers and write docs/benchmarks.md (about three hours; ARGS="-rows tail")
+	@go run ./bench $(ARGS)
+
+.PHONY: bench-quick
+bench-quick: build ## The same in under five minutes, into build/bench: proves the harness, not the figures
+	@go run ./bench -quick $(ARGS)
+
+.PHONY: bench-go
+bench-go: ## Run the Go benchmarks (BENCH=name for one)
 	@go test -run '^$$' -bench '$(BENCH)' -benchmem $$(go list ./... | grep -v '^skep/e2e')
 
 .PHONY: size
