@@ -17,7 +17,7 @@ import (
 const aloneName = "REAPER_TEST_ALONE"
 
 // patience bounds every wait of these tests.
-const patience = 60 * time.Second
+const patience = 30 * time.Second
 
 // alone runs the body in a process of its own that is a subreaper and whose
 // only caller of wait4 is the body: both are properties of a whole process, so
