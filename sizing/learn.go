@@ -1,7 +1,7 @@
 package sizing
 
 import (
-	"slices"
+	"sort"
 	"time"
 )
 
@@ -59,7 +59,7 @@ func (l *Learner) Due(now time.Time) []int {
 			due = append(due, slot)
 		}
 	}
-	slices.Sort(due)
+	sort.Slice(due, func(i, j int) bool { return due[i] < due[j] })
 	return due
 }
 
