@@ -73,12 +73,21 @@ func report() {
 	}
 }
 
-// inContainer runs the test program in a container of nothing else.
-func inContainer(t *testing.T, what string, flags ...string) found {
-	t.Helper()
+// What a real engine sets is what is found.
+func TestDocker(t *testing.T) {
 	testneed.Docker(t)
 	image := dockertest.Build(t, imageFolder(t), "Dockerfile")
-	r := dockertest.Once(t, dockertest.Options{Image: image, Flags: append(flags, "--network=none", "--env", childEnv+"="+what)})
+	for name, test := range map[string]func(*testing.T, string){
+		"limits": dockerLimits, "none": dockerWithoutLimits, "shares": dockerShares, "oom": dockerOOMKillIsCounted,
+	} {
+		t.Run(name, func(t *testing.T) { test(t, image) })
+	}
+}
+
+// inContainer runs the test program in a container of nothing else.
+func inContainer(t *testing.T, image, what string, flags ...string) found {
+	t.Helper()
+	r := dockertest.Once(t, dockertest.Options{Image: image, Flags: append(flags, "--env", childEnv+"="+what)})
 	if r.Code != 0 {
 		t.Fatalf("the container ended with %d: %s", r.Code, r.Stderr)
 	}
@@ -107,8 +116,8 @@ func imageFolder(t *testing.T) string {
 	return dir
 }
 
-func TestDockerLimits(t *testing.T) {
-	f := inContainer(t, "report", "--memory=300m", "--cpus=1.5", "--cpuset-cpus=0", "--user=1000")
+func dockerLimits(t *testing.T, image string) {
+	f := inContainer(t, image, "report", "--memory=300m", "--cpus=1.5", "--cpuset-cpus=0", "--user=1000")
 	if m := f.Limits.Memory; m.Bytes != 300*mib || !strings.HasPrefix(m.Source, sys) {
 		t.Errorf("memory %+v", m)
 	}
@@ -132,8 +141,8 @@ func TestDockerLimits(t *testing.T) {
 	}
 }
 
-func TestDockerWithoutLimits(t *testing.T) {
-	f := inContainer(t, "report")
+func dockerWithoutLimits(t *testing.T, image string) {
+	f := inContainer(t, image, "report")
 	if f.Limits.Memory.Set || f.Limits.Quota.Set || len(f.Limits.Warnings) != 0 || len(f.Limits.Levels) != 0 {
 		t.Errorf("limits %+v", f.Limits)
 	}
@@ -142,15 +151,15 @@ func TestDockerWithoutLimits(t *testing.T) {
 	}
 }
 
-func TestDockerShares(t *testing.T) {
-	f := inContainer(t, "report", "--cpu-shares=512")
+func dockerShares(t *testing.T, image string) {
+	f := inContainer(t, image, "report", "--cpu-shares=512")
 	if s := f.Limits.Shares; s.Milli != 500 || f.Limits.SharesDefault {
 		t.Errorf("shares %+v, default %v", s, f.Limits.SharesDefault)
 	}
 }
 
-func TestDockerOOMKillIsCounted(t *testing.T) {
-	f := inContainer(t, "oom", "--memory=64m", "--memory-swap=64m")
+func dockerOOMKillIsCounted(t *testing.T, image string) {
+	f := inContainer(t, image, "oom", "--memory=64m", "--memory-swap=64m")
 	if !f.Counts || f.Kills != 1 {
 		t.Errorf("%d kills, counted %v", f.Kills, f.Counts)
 	}
