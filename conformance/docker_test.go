@@ -68,7 +68,7 @@ func (r *run) placeSubject() (folder, entry string) {
 	if _, err := os.Stat(to); err != nil {
 		text, err := os.ReadFile(r.s.path)
 		r.must(err)
-		r.must(os.WriteFile(to, text, 0o755))
+		r.program(r.s.argv0, string(text))
 	}
 	return r.dir, "/t/" + r.s.argv0
 }

@@ -66,7 +66,7 @@ func exitCases() []*testcase {
 			p.wantCode(7)
 		}},
 		{name: "path-search", mode: plain, what: "PATH unset, an empty element, a relative one: as execvp(3) does", defects: []string{"no-path"}, run: func(r *run) {
-			r.must(os.WriteFile(filepath.Join(r.dir, "here"), []byte("#!/bin/sh\nexit 7\n"), 0o755))
+			r.program("here", "#!/bin/sh\nexit 7\n")
 			r.start(setup{env: []string{"A=b"}}, "sh", "-c", "exit 7").wantCode(7)
 			r.start(setup{env: []string{"PATH=/nowhere:"}, dir: r.dir}, "here").wantCode(7)
 			r.start(setup{env: []string{"PATH=/nowhere:.:/usr/bin"}, dir: r.dir}, "here").wantCode(7)
@@ -95,7 +95,7 @@ func exitCases() []*testcase {
 			}
 		}},
 		{name: "options-end", mode: plain, what: "after -- all words are the command's, even a program named -h", defects: []string{"flags-after"}, run: func(r *run) {
-			r.must(os.WriteFile(filepath.Join(r.dir, "-h"), []byte("#!/bin/sh\necho \"-h $*\"\n"), 0o755))
+			r.program("-h", "#!/bin/sh\necho \"-h $*\"\n")
 			set := setup{env: []string{"PATH=" + r.dir + ":/usr/bin:/bin"}}
 			p := r.start(set, "-h", "-x", "--", "--help")
 			p.expect("-h -x -- --help")
@@ -147,8 +147,11 @@ func exitCases() []*testcase {
 }
 
 // script is the path of an executable file with this text.
-func (r *run) script(text string) string {
-	path := filepath.Join(r.dir, "script")
+func (r *run) script(text string) string { return r.program("script", text) }
+
+// program makes an executable file in the run's folder.
+func (r *run) program(name, text string) string {
+	path := filepath.Join(r.dir, name)
 	// A child that a parallel case forks in this moment would inherit the open file, and executing it would fail with ETXTBSY.
 	syscall.ForkLock.RLock()
 	err := os.WriteFile(path, []byte(text), 0o755)

@@ -313,6 +313,9 @@ func (p *process) said() string {
 		text = "; the init ended: " + p.cmd.ProcessState.String()
 	default:
 	}
+	if s := p.stdout.String(); s != "" && p.stderr.Len() == 0 {
+		text += "; stdout ends in " + strconv.Quote(s[max(0, len(s)-300):])
+	}
 	if s := strings.TrimSpace(p.stderr.String()); s != "" {
 		if len(s) > 300 {
 			s = s[:300] + "…"

@@ -327,8 +327,10 @@ func (r *run) listening(p *process) {
 	r.must(err)
 	r.eventually(r.patient, "the init listens for TERM", func() bool {
 		// First who it is: the helper, a Go program, catches TERM too.
-		if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", p.pid)); err == nil && exe != resolved {
-			return false
+		// In the middle of an execve(2) there is no answer at all, and a signal would meet neither of the two.
+		if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", p.pid)); err != nil || exe != resolved {
+			state, _ := stat(p.pid)
+			return state == 0 || state == 'Z'
 		}
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid))
 		if err != nil {

@@ -1,7 +1,9 @@
 package conformance
 
 import (
+	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -54,6 +56,68 @@ func TestConformance(t *testing.T) {
 				})
 			}
 		})
+	}
+}
+
+// TestReport writes docs/conformance.md with -update, and otherwise looks whether the part of it that does not depend on the machine is current: the
+// cases, what they say, skep's results and its documented exceptions.
+func TestReport(t *testing.T) {
+	results.Lock()
+	defer results.Unlock()
+	if *update {
+		versions := map[string]string{}
+		for _, s := range subjects() {
+			s.resolve(t)
+			versions[s.name] = s.version(t)
+			for _, c := range cases() {
+				if _, ok := results.of[c.id()][s.name]; !ok {
+					t.Fatalf("cannot write the report: %s was not run on %s", c.id(), s.name)
+				}
+			}
+		}
+		if err := os.WriteFile(reportPath, []byte(report(versions, results.of)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	text, err := os.ReadFile(reportPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ours []*subject
+	for _, s := range subjects() {
+		if s.ours {
+			ours = append(ours, s)
+		}
+	}
+	written := map[string]bool{}
+	for line := range strings.Lines(string(text)) {
+		line = strings.TrimSuffix(line, "\n")
+		written[line] = true
+		if cells := strings.Split(line, " | "); len(cells) > 3+len(ours) && strings.HasPrefix(line, "| ") {
+			written[strings.Join(cells[:3+len(ours)], " | ")] = true
+		}
+	}
+	for _, c := range cases() {
+		var cells []string
+		complete := true
+		for _, s := range ours {
+			o, ok := results.of[c.id()][s.name]
+			complete = complete && ok
+			cells = append(cells, mark(o))
+		}
+		want := strings.TrimSuffix(row(c, cells), " |")
+		if !complete { // only some cases were run
+			continue
+		}
+		if !written[want] {
+			t.Errorf("%s is stale, it lacks the line %q; go test ./conformance -update writes it", reportPath, want)
+		}
+	}
+	for _, line := range knownLines() {
+		if !written[line] {
+			t.Errorf("%s is stale, it lacks the line %q; go test ./conformance -update writes it", reportPath, line)
+		}
 	}
 }
 
