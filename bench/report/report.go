@@ -462,7 +462,7 @@ func (r *Results) markdownCase(b *bytes.Buffer, def *rows.Row, c *Case) {
 		runs = max(runs, len(s.Runs))
 	}
 	p("### %s\n\n", c.Name)
-	p("| %d runs |", runs)
+	p("| %s |", plural(runs, "run"))
 	for _, m := range def.Metrics {
 		p(" %s |", m.Title)
 	}
@@ -495,6 +495,13 @@ func (r *Results) markdownCase(b *bytes.Buffer, def *rows.Row, c *Case) {
 	for _, name := range pictureNames(def, c.Name) {
 		p("![%s](img/%s)\n\n", def.Title+", "+c.Name, name)
 	}
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // missing returns why the subject has no figure in any run, "" if it has one.
