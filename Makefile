@@ -12,6 +12,9 @@ LDFLAGS  := -s -w -X runtime.godebugDefault=asyncpreemptoff=1 -X main.version=$(
 BUILD    := CGO_ENABLED=0 go build -trimpath
 # Without inlining the code is 0.3 MB smaller; docs/adr/0002-size.md.
 SMALLER  := -gcflags=all=-l
+# The collector for large heaps is 45 kB that a heap of 1 MB has no use for. A
+# toolchain that has no other one is taken as it is.
+EXPERIMENT := $(shell GOEXPERIMENT=nogreenteagc go env GOEXPERIMENT 2>/dev/null || true)
 # The largest that skep may be, in bytes.
 MAX_SIZE := 4500000
 
@@ -30,7 +33,7 @@ help: ## List the commands
 
 .PHONY: build
 build: ## Build skep (static) and the example server into build/
-	@$(BUILD) $(SMALLER) -tags urfave_cli_no_docs -ldflags "$(LDFLAGS)" -o build/skep ./cmd/skep
+	@GOEXPERIMENT=$(EXPERIMENT) $(BUILD) $(SMALLER) -tags urfave_cli_no_docs -ldflags "$(LDFLAGS)" -o build/skep ./cmd/skep
 	@$(BUILD) -ldflags "-s -w" -o build/hello ./examples/hello
 
 .PHONY: run

@@ -91,8 +91,10 @@ func tiniSignal(text string) (int, bool) {
 	return n, err == nil && n < 32 && "SIG"+sys.SignalName(n) == text
 }
 
+// tiniVersion has the form that Docker takes apart: it shows as the init's version what stands between "git." and the end, which must not have a dot
+// (moby, daemon/info_unix.go, parseInitVersion). tini's own releases put their commit there.
 func tiniVersion(self Self) string {
-	return "tini version " + TiniVersion + "_skep-" + self.Version
+	return "tini version " + TiniVersion + " - git.skep-" + strings.ReplaceAll(self.Version, ".", "-")
 }
 
 func tiniUsage(name string, self Self) string {

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -34,6 +36,9 @@ func (l *loop) start(e supervise.Start) supervise.Event {
 	failed := func(err error) supervise.Event {
 		var cannot *reaper.StartError
 		if errors.As(err, &cannot) {
+			if !cannot.Transient() && !l.sup.Serving() {
+				return supervise.StartFailed{Seat: e.Seat, Code: l.cannotExecute(cannot), Err: err.Error()}
+			}
 			return supervise.StartFailed{Seat: e.Seat, Code: cannot.ExitCode(), Err: err.Error(), Transient: cannot.Transient()}
 		}
 		return supervise.StartFailed{Seat: e.Seat, Code: ExitOwnFault, Err: err.Error(), Transient: true}
@@ -66,6 +71,19 @@ func (l *loop) start(e supervise.Start) supervise.Event {
 		l.intercept(w, ours)
 	}
 	return supervise.Started{Seat: e.Seat, PID: w.pid}
+}
+
+// cannotExecute says why a lone command could not be executed although it was
+// found (its interpreter is missing, its format is wrong), and returns the code
+// that skep ends with. The supervisor has no word for it: nothing was running.
+func (l *loop) cannotExecute(err *reaper.StartError) (code int) {
+	if l.o.As != nil {
+		code, line := l.o.As.ExecFailure(sys.Errno(err))
+		l.print(line)
+		return code
+	}
+	l.log.Log(logger.Error, "cannot run "+l.o.Command[0]+": "+err.Err.Error())
+	return err.ExitCode()
 }
 
 // spawn forks and executes, through the stub if something has to happen in
@@ -108,7 +126,7 @@ func (l *loop) command(w *worker) (reaper.Command, launch.Spec, error) {
 	if o.Boring {
 		c.Argv = o.Command
 		if o.As != nil {
-			arrange(&c, o.As)
+			l.arrange(&c)
 		}
 		return c, spec, nil
 	}
@@ -202,13 +220,25 @@ func (l *loop) retire(seat int) {
 
 // executable is the path by which a child finds this very program, even if the
 // file has been replaced or removed. Without /proc it is the path that the
-// kernel was given (getauxval(3), AT_EXECFN).
+// kernel was given (getauxval(3), AT_EXECFN), made absolute while skep is still
+// in the directory that it was started in.
 func executable() string {
 	const self = "/proc/self/exe"
 	if _, err := os.Stat(self); err == nil {
 		return self
 	}
-	return os.Args[0]
+	const atExecFn = 31
+	path := os.Args[0]
+	vector, _ := unix.Auxv()
+	for _, entry := range vector {
+		if entry[0] == atExecFn {
+			path = unix.BytePtrToString(*(**byte)(unsafe.Pointer(&entry[1])))
+		}
+	}
+	if absolute, err := filepath.Abs(path); err == nil {
+		return absolute
+	}
+	return path
 }
 
 func jitter() func() float64 {
