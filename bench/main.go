@@ -122,7 +122,7 @@ func run() error {
 			n = min(n, def.Runs)
 		}
 		row := measure(ctx, env, def, n, selection(def, *quick, split(*cases, ";"), split(*subjects, ";")))
-		row.Nice = *nice
+		row.Nice, row.Seed = *nice, *seed
 		if ctx.Err() != nil {
 			return fmt.Errorf("interrupted in row %s; what was complete is in %s", def.Name, *out)
 		}

@@ -43,6 +43,7 @@ type Row struct {
 	Date  string  `json:"date"` // of the last run, as 2006-01-02
 	Quick bool    `json:"quick,omitempty"`
 	Load  float64 `json:"load"`           // load average of the machine just before
+	Seed  uint64  `json:"seed"`           // of the first run's arrivals
 	Nice  int     `json:"nice,omitempty"` // priority that the subjects ran with
 	Cases []Case  `json:"cases"`
 }
