@@ -44,8 +44,8 @@ func run() error {
 	skep := flag.String("skep", "build/skep", "the skep binary to measure")
 	python := flag.String("python", "/usr/bin/python3", "a python that can import uvicorn and gunicorn")
 	names := flag.String("rows", "", "rows to measure, comma separated; all if empty")
-	subjects := flag.String("subjects", "", "subjects to measure, comma separated; all if empty")
-	cases := flag.String("cases", "", "cases to measure, comma separated; all if empty")
+	subjects := flag.String("subjects", "", "subjects to measure, separated by semicolons; all if empty")
+	cases := flag.String("cases", "", "cases to measure, separated by semicolons; all if empty")
 	runs := flag.Int("runs", 5, "runs of every measurement")
 	quick := flag.Bool("quick", false, "short windows and one run: proves the harness, not the figures")
 	out := flag.String("out", "docs", "folder for benchmarks.md, benchmarks.json and img/")
@@ -121,8 +121,8 @@ func run() error {
 		if def.Runs > 0 && !given["runs"] {
 			n = min(n, def.Runs)
 		}
-		row := measure(ctx, env, def, n, selection(def, *quick, split(*cases), split(*subjects)))
-		row.Nice = *nice
+		row := measure(ctx, env, def, n, selection(def, *quick, split(*cases, ";"), split(*subjects, ";")))
+		row.Nice, row.Seed = *nice, *seed
 		if ctx.Err() != nil {
 			return fmt.Errorf("interrupted in row %s; what was complete is in %s", def.Name, *out)
 		}
@@ -135,11 +135,11 @@ func run() error {
 	return nil
 }
 
-func split(s string) []string {
+func split(s, sep string) []string {
 	if s == "" {
 		return nil
 	}
-	return strings.Split(s, ",")
+	return strings.Split(s, sep)
 }
 
 func choose(names string) ([]*rows.Row, error) {
@@ -148,7 +148,7 @@ func choose(names string) ([]*rows.Row, error) {
 		return all, nil
 	}
 	var out []*rows.Row
-	for _, n := range split(names) {
+	for _, n := range split(names, ",") {
 		i := slices.IndexFunc(all, func(r *rows.Row) bool { return r.Name == n })
 		if i < 0 {
 			return nil, fmt.Errorf("no row %q; -list shows them", n)

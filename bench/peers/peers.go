@@ -91,7 +91,14 @@ func FindTools(skep, python string) *Tools {
 		p := look(name)
 		add(name, p, p, flag)
 	}
-	add("skep", skep, skep, "--version")
+	t.paths["skep"] = ""
+	if skep != "" {
+		// A build between releases has a commit for a version.
+		if out, ok := run(skep, "--version"); ok && out != "" {
+			f := strings.Fields(out)
+			t.paths["skep"], t.vers["skep"] = skep, f[len(f)-1]
+		}
+	}
 	add("python", python, python, "--version")
 	for _, module := range []string{"uvicorn", "gunicorn", "fastapi", "uvloop", "httptools"} {
 		add(module, python, python, "-c", "import "+module+" as m; print(m.__version__)")

@@ -43,6 +43,7 @@ type Row struct {
 	Date  string  `json:"date"` // of the last run, as 2006-01-02
 	Quick bool    `json:"quick,omitempty"`
 	Load  float64 `json:"load"`           // load average of the machine just before
+	Seed  uint64  `json:"seed"`           // of the first run's arrivals
 	Nice  int     `json:"nice,omitempty"` // priority that the subjects ran with
 	Cases []Case  `json:"cases"`
 }
@@ -462,7 +463,7 @@ func (r *Results) markdownCase(b *bytes.Buffer, def *rows.Row, c *Case) {
 		runs = max(runs, len(s.Runs))
 	}
 	p("### %s\n\n", c.Name)
-	p("| %d runs |", runs)
+	p("| %s |", plural(runs, "run"))
 	for _, m := range def.Metrics {
 		p(" %s |", m.Title)
 	}
@@ -495,6 +496,13 @@ func (r *Results) markdownCase(b *bytes.Buffer, def *rows.Row, c *Case) {
 	for _, name := range pictureNames(def, c.Name) {
 		p("![%s](img/%s)\n\n", def.Title+", "+c.Name, name)
 	}
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // missing returns why the subject has no figure in any run, "" if it has one.

@@ -20,7 +20,8 @@ examples/hello, which is cheap, so that the rate is reached on a small machine. 
 millisecond or two while there is traffic, so its cost grows with the workers and not with the connections: reading one
 queue is one system call, and the kernel does the choosing. With --balance hash there is nothing to do. The
 masters of gunicorn and uvicorn do nothing per connection either, and node's primary handles every one. Where the
-reached rate is below the wanted one, the machine is full: the share of a core is then what is left to PID 1.`,
+reached rate is below the wanted one, the machine is full: the share of a core is then what is left to PID 1, and
+what failed are arrivals that found 8192 requests on their way already.`,
 		Cases:    []string{"4 workers, no traffic", "4 workers, 1000/s", "4 workers, 10000/s", "32 workers, 1000/s", "32 workers, 10000/s"},
 		Quick:    []string{"4 workers, 1000/s"},
 		Subjects: []string{"skep", "skep hash", "gunicorn + uvicorn", "node cluster"},

@@ -43,9 +43,29 @@ type Strip struct {
 	V    [][]float64 // by kind, then by step
 }
 
-// Colours that can be told apart on white and on near-black; the first is for
-// skep.
-var colours = []string{"#d9780f", "#2b7bba", "#3a9a4b", "#a05fb4", "#c8453b", "#7f7f7f", "#17a2a8", "#b8a01c", "#8a5a44", "#e377c2"}
+// own is skep's colour in every picture, grey that of what nobody can use.
+const own, grey = "#d9780f", "#8a8a8a"
+
+// Colours of the others, which can be told apart on white and on near-black.
+var colours = []string{"#2b7bba", "#3a9a4b", "#a05fb4", "#c8453b", "#17a2a8", "#b8a01c", "#8a5a44", "#e377c2"}
+
+// assign gives every name its colour.
+func assign(names []string) []string {
+	out := make([]string, len(names))
+	next := 0
+	for i, n := range names {
+		switch n {
+		case "skep":
+			out[i] = own
+		case "ideal queue":
+			out[i] = grey
+		default:
+			out[i] = colours[next%len(colours)]
+			next++
+		}
+	}
+	return out
+}
 
 const font = 12
 
@@ -198,8 +218,13 @@ func Lines(title string, x, y Axis, lines []Line) []byte {
 	c.line("ax", left, top, left, bottom)
 	c.text((left+right)/2, h-12, "middle", x.Label)
 	c.text(left-6, top-6, "end", y.Label)
+	names := make([]string, len(lines))
 	for i, l := range lines {
-		colour := colours[i%len(colours)]
+		names[i] = l.Name
+	}
+	palette := assign(names)
+	for i, l := range lines {
+		colour := palette[i]
 		d := ""
 		for k := range min(len(l.X), len(l.Y)) {
 			if !finite(l.X[k]) || !finite(l.Y[k]) {
@@ -238,12 +263,12 @@ func Bars(title, unit string, groups []Group) []byte {
 		c.line("gr", left, sy.at(t), c.w-10, sy.at(t))
 		c.text(left-6, sy.at(t)+4, "end", label(t))
 	}
-	c.text(left, 36, "end", unit)
+	c.text(6, 36, "start", unit)
 	for i, g := range groups {
 		x := left + pitch*float64(i) + (pitch-float64(len(g.V))*bar)/2
 		for k, v := range g.V {
 			if finite(v) {
-				c.rect(x+float64(k)*bar+1, sy.at(v), bar-2, bottom-sy.at(v), colours[0])
+				c.rect(x+float64(k)*bar+1, sy.at(v), bar-2, bottom-sy.at(v), own)
 			}
 		}
 		for k, word := range wrap(g.Name, 13) {
