@@ -85,6 +85,7 @@ type loop struct {
 	sharing   bool  // workers are started with the bind filter
 	discover  bool  // still finding out whether the command is a server
 	draining  map[int]time.Time
+	looked    time.Time // at starting workers that were passed descriptors
 	quit      bool
 	code      int
 	ctx       context.Context // ends with the loop
@@ -233,6 +234,7 @@ func (l *loop) arm() {
 		earliest(l.sup.Deadline())
 		earliest(l.size.deadline(), true)
 		earliest(l.drainCheck(), true)
+		earliest(l.awaitAt(), true)
 	}
 	if at.IsZero() {
 		l.timer.Stop()
@@ -252,6 +254,7 @@ func (l *loop) tick() {
 	}
 	l.size.tick(now)
 	l.checkDrained(now)
+	l.await(now)
 }
 
 // settle tells the machines what follows from what has just happened.

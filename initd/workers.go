@@ -28,6 +28,7 @@ type worker struct {
 	inspected       bool // for Options.Discover
 	addrs           []port.Addr
 	foreign         []port.Foreign
+	awaited         *awaited // while it starts with passed descriptors
 }
 
 // start answers supervise.Start.
