@@ -2,6 +2,7 @@ package compat
 
 import (
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 
@@ -61,7 +62,7 @@ func parseTini(argv []string, lookup func(string) (string, bool), self Self) Res
 		return Result{Stderr: tiniUsage(name, self), Code: 1}
 	}
 	init.Argv = flags.words
-	slices.Sort(init.Remap)
+	sort.Slice(init.Remap, func(i, j int) bool { return init.Remap[i] < init.Remap[j] })
 	init.Remap = slices.Compact(init.Remap)
 
 	// The two switches are on when they are set at all, even to nothing; a verbosity that is no number is 0, as for atoi.

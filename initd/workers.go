@@ -178,7 +178,7 @@ func (l *loop) command(w *worker) (reaper.Command, launch.Spec, error) {
 
 // inherited are the variables that belong to the process they were made for and
 // must not reach another one.
-var inherited = []string{"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET"}
+var inherited = []string{"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "SKEP_ENV"}
 
 // environment returns base without what must not be inherited, with set on top.
 func environment(base []string, set map[string]string) []string {

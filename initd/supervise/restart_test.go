@@ -240,8 +240,19 @@ func TestStartFails(t *testing.T) {
 	t.Run("what lacks only a resource is tried again", func(t *testing.T) {
 		sc := &scene{t: t, s: New(service(2)), now: epoch, nextPID: 100, refuse: busy}
 		sc.step(Begin{}).want("start 0 in slot 0, start 1 in slot 1").wantStates("0:backoff 1:backoff")
-		sc.after(time.Hour).wantStates("0:backoff 1:backoff") // far over the start limit
-		if n := len(sc.effects); n > 2*130 {
+		sc.refuse = nil
+		sc.after(time.Minute).allReady().wantStates("0:ready 1:ready")
+	})
+	t.Run("up to the start limit as long as no worker was ready", func(t *testing.T) {
+		sc := &scene{t: t, s: New(service(1)), now: epoch, nextPID: 100, refuse: busy}
+		sc.step(Begin{}).after(7500 * time.Millisecond).want("start 0 in slot 0, start 0 in slot 0, start 0 in slot 0, start 0 in slot 0, start 0 in slot 0, retire 0, sweep TERM")
+		sc.step(Childless{}).want("quit 126").wantOver()
+	})
+	t.Run("and for ever when one was", func(t *testing.T) {
+		sc := playReady(t, service(2))
+		sc.refuse = busy
+		sc.exit(0, 3).exit(1, 3).after(time.Hour).wantStates("0:backoff 1:backoff")
+		if n := len(sc.effects); n < 200 || n > 2*130 {
 			t.Errorf("%d starts in an hour", n)
 		}
 		sc.refuse = nil

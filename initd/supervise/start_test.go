@@ -79,3 +79,12 @@ func TestDeadlineIsWhenTheNextMayStart(t *testing.T) {
 	}
 	sc.after(time.Second).want("start 2 in slot 2")
 }
+
+func TestAbandon(t *testing.T) {
+	sc := &scene{t: t, s: New(service(2)), now: epoch, nextPID: 100}
+	sc.step(Abandon{Code: 7}).want("retire 1, retire 0, sweep TERM").step(Begin{}).want("")
+	sc.step(Childless{}).want("quit 7").wantOver()
+
+	// It stands for Begin: afterwards it would leave the workers behind.
+	playReady(t, service(1)).step(Abandon{Code: 7}).want("").wantStates("0:ready")
+}

@@ -239,6 +239,13 @@ func TestLone(t *testing.T) {
 	t.Run("reload means nothing to it", func(t *testing.T) {
 		play(t, lone()).clear().step(Reload{Surge: true}).want("")
 	})
+	t.Run("it has a service's deadline once it is one", func(t *testing.T) {
+		p := lone()
+		p.ServeStopTimeout = 10 * time.Second
+		play(t, p).step(Signal{sigterm}).clear().after(time.Hour).want("")
+		sc := play(t, p).ready(0).step(Scale{Workers: 1, Serve: true}).step(Signal{sigterm}).clear()
+		sc.after(10*time.Second - 1).want("").after(1).want("kill 0 KILL tree")
+	})
 	t.Run("it becomes the first of several", func(t *testing.T) {
 		sc := play(t, lone()).clear()
 		sc.ready(0).step(Scale{Workers: 3, Serve: true}).want("start 1 in slot 1, start 2 in slot 2")

@@ -1,9 +1,9 @@
 package supervise
 
 import (
-	"cmp"
 	"math"
 	"slices"
+	"sort"
 	"time"
 )
 
@@ -104,7 +104,7 @@ func (s *Supervisor) Step(now time.Time, ev Event) []Effect {
 	case Begin:
 		s.begun = true
 	case Abandon:
-		if s.phase == Running {
+		if s.phase == Running && !s.begun {
 			s.code = ev.Code
 			s.dropIdle()
 			s.sweep(now)
@@ -211,7 +211,7 @@ func (s *Supervisor) nextTurn() time.Time {
 	if !waiting || s.phase != Running || len(started) < s.policy.StartParallel {
 		return time.Time{}
 	}
-	slices.SortFunc(started, time.Time.Compare)
+	sort.Slice(started, func(i, j int) bool { return started[i].Before(started[j]) })
 	return started[len(started)-s.policy.StartParallel].Add(s.policy.StartSpacing)
 }
 
@@ -289,7 +289,7 @@ func (s *Supervisor) addSeat(slot, replaces int) *seat {
 	st := &seat{Seat: Seat{ID: s.nextID, Slot: slot}, replaces: replaces}
 	s.nextID++
 	s.seats = append(s.seats, st)
-	slices.SortStableFunc(s.seats, func(a, b *seat) int { return cmp.Compare(a.Slot, b.Slot) })
+	sort.SliceStable(s.seats, func(i, j int) bool { return s.seats[i].Slot < s.seats[j].Slot })
 	return st
 }
 
@@ -466,8 +466,8 @@ func (s *Supervisor) restarts(end *End) bool {
 }
 
 // restart starts a seat again, now, later, or never when it is over its start
-// limit. A start that only lacked a resource is no death: it is tried again for
-// as long as the resource lacks.
+// limit. Once any worker has been ready, a start that only lacked a resource is
+// no death: it is tried again for as long as the resource lacks.
 func (s *Supervisor) restart(now time.Time, st *seat, transient bool, say func(Level, string, ...Attr)) {
 	status := st.Last.Status
 	st.Restarts++
@@ -475,14 +475,14 @@ func (s *Supervisor) restart(now time.Time, st *seat, transient bool, say func(L
 	switch {
 	case st.ready:
 		st.failures = 0
-	case !transient:
+	case !transient || !s.everReady:
 		st.failures++
 	}
 	if s.policy.ResetAfter > 0 && up >= s.policy.ResetAfter {
 		st.streak = 0
 	}
 	switch {
-	case s.policy.StartLimit > 0 && !transient && st.failures >= s.policy.StartLimit:
+	case s.policy.StartLimit > 0 && (!transient || !s.everReady) && st.failures >= s.policy.StartLimit:
 		s.move(now, st, Failed)
 		s.failedCode = st.Last.code()
 		say(Error, "start-limit-hit, the slot stays empty", Attr{"deaths", st.failures})

@@ -180,6 +180,9 @@ func somePolicy(c choices) Policy {
 	if p.Serve && p.StopTimeout > 0 {
 		p.DrainDelay = pick(c, 0, 0, time.Second)
 	}
+	if p.Workers == 3 {
+		p.ServeStopTimeout = 10 * time.Second
+	}
 	if c.below(4) == 0 {
 		p.SignalMap = map[int]int{sigusr1: sigusr2, sigwinch: 0, sigquit: sigterm}
 	}
@@ -473,6 +476,9 @@ func (w *world) stops(sig int) bool {
 func (w *world) begin(bySignal bool) {
 	w.stopped, w.bySignal = w.now, bySignal
 	timeout := w.policy.StopTimeout
+	if timeout == 0 && w.serve {
+		timeout = w.policy.ServeStopTimeout
+	}
 	if timeout == 0 && !bySignal {
 		timeout = w.policy.SweepTimeout
 	}

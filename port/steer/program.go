@@ -1,8 +1,6 @@
 package steer
 
 import (
-	"slices"
-
 	"golang.org/x/sys/unix"
 )
 
@@ -123,7 +121,12 @@ const noIndex = 0xffffffff
 // probeSegments fills segs with what each distance from 127.0.0.1 means.
 func (b *Builder) probeSegments(probes []Probe) {
 	b.probes = append(b.probes[:0], probes...)
-	slices.SortFunc(b.probes, func(x, y Probe) int { return int(probeOffset(x.Slot)) - int(probeOffset(y.Slot)) })
+	// By insertion: they are nearly in order, and nothing may be allocated here.
+	for i := 1; i < len(b.probes); i++ {
+		for j := i; j > 0 && probeOffset(b.probes[j].Slot) < probeOffset(b.probes[j-1].Slot); j-- {
+			b.probes[j], b.probes[j-1] = b.probes[j-1], b.probes[j]
+		}
+	}
 	b.segs = append(b.segs[:0], segment{miss: true})
 	for _, p := range b.probes {
 		at := probeOffset(p.Slot)
