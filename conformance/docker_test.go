@@ -149,6 +149,18 @@ func (c *container) kill(sig string) {
 	}
 }
 
+// fewPids runs one process beside the init in a container that may have so many processes and threads.
+func fewPids(limit int) func(r *run) {
+	return func(r *run) {
+		c := r.container([]string{"--pids-limit", strconv.Itoa(limit)}, probeInside, "stubborn", "7")
+		c.expectLog("ready")
+		c.kill("TERM")
+		c.expectLog("got 15")
+		c.kill("USR1")
+		c.wantCode(7, r.patient)
+	}
+}
+
 const probeInside = "/probe/probe"
 
 // dockerCases are about what only an engine does to an init.
@@ -174,14 +186,8 @@ func dockerCases() []*testcase {
 				c.expectLog(fmt.Sprintf("got %d", n))
 			}
 		}},
-		{name: "pids-limit-7", mode: docker, what: "--pids-limit 7 is enough for it and one process", defects: []string{"many-threads"}, run: func(r *run) {
-			c := r.container([]string{"--pids-limit", "7"}, probeInside, "stubborn", "7")
-			c.expectLog("ready")
-			c.kill("TERM")
-			c.expectLog("got 15")
-			c.kill("USR1")
-			c.wantCode(7, r.patient)
-		}},
+		{name: "pids-limit-8", mode: docker, what: "--pids-limit 8 is enough for it and one process", defects: []string{"many-threads"}, run: fewPids(8)},
+		{name: "pids-limit-16", mode: docker, what: "--pids-limit 16 is enough for it and one process", defects: []string{"many-threads"}, run: fewPids(16)},
 		{name: "pids-exhausted", mode: docker, what: "the command has used up all pids: TERM is still handled at once", defects: []string{"fork-to-forward"}, run: func(r *run) {
 			c := r.container([]string{"--pids-limit", "25"}, probeInside, "fill")
 			c.expectLog("full")
