@@ -3,11 +3,13 @@ package steer
 import (
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net"
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -77,6 +79,20 @@ func (f *fleet) reach(tb testing.TB, slot int, ask byte) net.Conn {
 		tb.Fatal(err)
 	}
 	return c
+}
+
+// who is the process that the probe of a slot reaches.
+func (f *fleet) who(tb testing.TB, slot int) int {
+	tb.Helper()
+	answer, err := io.ReadAll(f.reach(tb, slot, askWho))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	pid, err := strconv.Atoi(string(answer))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return pid
 }
 
 func addrOf(slot int) []byte {
@@ -325,22 +341,15 @@ func TestShutIsReported(t *testing.T) {
 	eventually(t, "all are chosen again", func() bool {
 		return !slices.ContainsFunc(stats(t, f.poller), func(s Stat) bool { return s.State != Ready })
 	})
-	for slot := range 3 {
-		m := f.probed(t, nil)
-		x := m.Groups[0].Members
-		x[0], x[2] = x[2], x[0]
-		f.poller.Update(m)
-		settled(t, f.poller, Ready, Ready, Ready)
-		c := f.reach(t, slot, askStay)
-		eventually(t, "the probe reaches its slot", func() bool {
-			for _, s := range stats(t, f.poller) {
-				if s.Seat == slot {
-					return s.Conns == 1
-				}
-			}
-			return false
-		})
-		c.Close()
+	m = f.probed(t, nil)
+	x = m.Groups[0].Members
+	x[0], x[2] = x[2], x[0]
+	f.poller.Update(m)
+	settled(t, f.poller, Ready, Ready, Ready)
+	for slot, w := range f.workers {
+		if got := f.who(t, slot); got != w.pid {
+			t.Errorf("the probe of slot %d reached process %d, want %d", slot, got, w.pid)
+		}
 	}
 }
 

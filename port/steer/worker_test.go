@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -39,6 +40,7 @@ func TestMain(m *testing.M) {
 const (
 	askQuick = 'q' // an answer after quickWork on the CPU
 	askEcho  = 'e' // an answer at once
+	askWho   = 'w' // the worker's pid, as text
 	askBlock = 'b' // an answer after blockTime in which the loop does nothing else
 	askStay  = 's' // an answer, and the connection stays open
 	askBind  = 'h' // no answer, never: the loop hangs
@@ -94,6 +96,10 @@ func serveLoop(listener int) int {
 			case askQuick:
 				for began := time.Now(); time.Since(began) < quickWork; {
 				}
+			case askWho:
+				unix.Write(fd, strconv.AppendInt(nil, int64(os.Getpid()), 10))
+				unix.Close(fd)
+				continue
 			case askBlock:
 				block(blockTime)
 			case askEcho:
