@@ -223,7 +223,8 @@ func dockerCases() []*testcase {
 }
 
 // TestInitPath starts a second Docker engine that uses skep as its docker-init: docker run --init has to work with it, and docker info to know its version.
-// It has its own socket, folders and containerd, no bridge and no packet filter rules, so the machine's engine does not notice.
+// It has its own socket, folders, containerd and network namespace, so the machine's engine does not notice: an engine told --bridge=none removes the
+// docker0 that it finds.
 func TestInitPath(t *testing.T) {
 	helpers(t)
 	testneed.Root(t)
@@ -243,7 +244,7 @@ func TestInitPath(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	daemon := exec.Command(dockerd, "--init-path", link, "-H", socket, "--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"),
+	daemon := exec.Command("unshare", "--net", dockerd, "--init-path", link, "-H", socket, "--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"),
 		"--pidfile", filepath.Join(dir, "pid"), "--bridge=none", "--iptables=false", "--ip6tables=false", "--storage-driver=vfs", "--containerd-namespace=skep-test",
 		"--containerd-plugins-namespace=skep-test-plugins", "--log-level=error", "--config-file", filepath.Join(dir, "none.json"))
 	if err := os.WriteFile(filepath.Join(dir, "none.json"), []byte("{}"), 0o600); err != nil {
