@@ -10,6 +10,11 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unk
 # outside could not be told from those.
 LDFLAGS  := -s -w -X runtime.godebugDefault=asyncpreemptoff=1 -X main.version=$(VERSION)
 BUILD    := CGO_ENABLED=0 go build -trimpath
+# Without inlining the code is 0.3 MB smaller; docs/adr/0002-size.md.
+SMALLER  := -gcflags=all=-l
+# The collector for large heaps is 45 kB that a heap of 1 MB has no use for. A
+# toolchain that has no other one is taken as it is.
+EXPERIMENT := $(shell GOEXPERIMENT=nogreenteagc go env GOEXPERIMENT 2>/dev/null || true)
 # The largest that skep may be, in bytes.
 MAX_SIZE := 4500000
 
@@ -28,7 +33,7 @@ help: ## List the commands
 
 .PHONY: build
 build: ## Build skep (static) and the example server into build/
-	@$(BUILD) -tags urfave_cli_no_docs -ldflags "$(LDFLAGS)" -o build/skep ./cmd/skep
+	@GOEXPERIMENT=$(EXPERIMENT) $(BUILD) $(SMALLER) -tags urfave_cli_no_docs -ldflags "$(LDFLAGS)" -o build/skep ./cmd/skep
 	@$(BUILD) -ldflags "-s -w" -o build/hello ./examples/hello
 
 .PHONY: run
@@ -65,8 +70,19 @@ sim: ## Run the random simulations long: SIM_CHECKS runs of each (20000)
 	if [[ -z "$$packages" ]]; then echo "sim: no package has random simulations"; exit 0; fi; \
 	go test -count=1 -timeout 60m $$packages -rapid.checks=$(SIM_CHECKS)
 
+# Flags of the benchmark beside the peers, such as -rows tail,crash -runs 3.
+ARGS ?=
+
 .PHONY: bench
-bench: ## Run the Go benchmarks (BENCH=name for one)
+bench: build ## Measure skep beside its peers and write docs/benchmarks.md (about three hours; ARGS="-rows tail")
+	@go run ./bench $(ARGS)
+
+.PHONY: bench-quick
+bench-quick: build ## The same in under five minutes, into build/bench: proves the harness, not the figures
+	@go run ./bench -quick $(ARGS)
+
+.PHONY: bench-go
+bench-go: ## Run the Go benchmarks (BENCH=name for one)
 	@go test -run '^$$' -bench '$(BENCH)' -benchmem $$(go list ./... | grep -v '^skep/e2e')
 
 .PHONY: size

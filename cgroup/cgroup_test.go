@@ -223,6 +223,11 @@ var answers = []struct {
 		cpuset: milli(8000, sys+"cpuset.cpus.effective"), shares: milli(1000, sys+"app/web/cpu.weight"), defaultShares: true,
 		workers: 3, hand: 3,
 	}, {
+		tree: "v2-two-mounts-one-foreign", about: "of two mounts the one of the own cgroup, even if the other came later",
+		memory: bytes(300*mib, sys+"memory.max"),
+		cpuset: milli(8000, sys+"cpuset.cpus.effective"), shares: milli(1000, sys+"cpu.weight"), defaultShares: true,
+		workers: 4, hand: 4,
+	}, {
 		tree: "v2-root", about: "the root cgroup has no limits",
 		cpuset:  milli(8000, sys+"cpuset.cpus.effective"),
 		workers: 1, hand: 8,
@@ -372,6 +377,42 @@ func TestFindNamesWhatItCannotRead(t *testing.T) {
 	}
 }
 
+var ofMachine = Usage{Limit: bytes(16000*mib, "/proc/meminfo"),
+	Current: 8000 * mib, InactiveFile: 2000 * mib, ActiveFile: 2000 * mib, WorkingSet: 6000 * mib, Held: 4000 * mib}
+
+func TestOwnUsage(t *testing.T) {
+	unlimited := Usage{Dir: "/sys/fs/cgroup", Current: 140 * mib, InactiveFile: 10 * mib, ActiveFile: 5 * mib, WorkingSet: 130 * mib, Held: 125 * mib}
+	for tree, want := range map[string]Usage{"v2": unlimited, "v2-max": unlimited, "v2-root": ofMachine, "none": ofMachine} {
+		root := os.DirFS(fixtures + "/" + tree)
+		p, err := Find(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := OwnUsage(root, p)
+		if err != nil {
+			t.Errorf("%s: %v", tree, err)
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("%s: usage differs (-want +got):\n%s", tree, d)
+		}
+	}
+}
+
+// A limit above the machine's memory does not bound anything: the machine does.
+func TestUsageWithALimitAboveTheMachine(t *testing.T) {
+	root := os.DirFS(fixtures + "/v2")
+	p, err := Find(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := Read(root, p, 0)
+	l.Memory.Bytes, l.Levels[0].Memory.Bytes = 64000*mib, 64000*mib
+	got, err := ReadUsage(root, p, l)
+	if d := cmp.Diff(ofMachine, got); d != "" || err != nil {
+		t.Errorf("%v, usage differs (-want +got):\n%s", err, d)
+	}
+}
+
 func TestUsageOfTheCgroupNearestToItsLimit(t *testing.T) {
 	for _, tt := range []struct {
 		tree string
@@ -385,11 +426,10 @@ func TestUsageOfTheCgroupNearestToItsLimit(t *testing.T) {
 		{"v2-nested-tighter-parent", Usage{Dir: "/sys/fs/cgroup/kubepods.slice/kubepods-pod7d1f.slice",
 			Limit:   bytes(256*mib, sys+"kubepods.slice/kubepods-pod7d1f.slice/memory.max"),
 			Current: 240 * mib, InactiveFile: 10 * mib, ActiveFile: 5 * mib, WorkingSet: 230 * mib, Held: 225 * mib}},
-		{"v2-max", Usage{Dir: "/sys/fs/cgroup", Current: 140 * mib, InactiveFile: 10 * mib, ActiveFile: 5 * mib, WorkingSet: 130 * mib, Held: 125 * mib}},
-		{"v2-root", Usage{Limit: bytes(16000*mib, "/proc/meminfo"),
-			Current: 8000 * mib, InactiveFile: 2000 * mib, ActiveFile: 2000 * mib, WorkingSet: 6000 * mib, Held: 4000 * mib}},
-		{"none", Usage{Limit: bytes(16000*mib, "/proc/meminfo"),
-			Current: 8000 * mib, InactiveFile: 2000 * mib, ActiveFile: 2000 * mib, WorkingSet: 6000 * mib, Held: 4000 * mib}},
+		// Without a limit it is the machine that may become full.
+		{"v2-max", ofMachine},
+		{"v2-root", ofMachine},
+		{"none", ofMachine},
 	} {
 		root := os.DirFS(fixtures + "/" + tt.tree)
 		p, err := Find(root)
@@ -406,6 +446,60 @@ func TestUsageOfTheCgroupNearestToItsLimit(t *testing.T) {
 	}
 }
 
+// The parts are read after the whole, which may have become smaller.
+func TestUsageOfNumbersThatDoNotFit(t *testing.T) {
+	for _, tt := range []struct{ u, want Usage }{
+		{Usage{Current: 100, InactiveFile: 120, ActiveFile: 30}, Usage{Current: 100, InactiveFile: 100}},
+		{Usage{Current: 100, InactiveFile: 80, ActiveFile: 30}, Usage{Current: 100, InactiveFile: 80, ActiveFile: 20, WorkingSet: 20}},
+		{Usage{Current: 100, InactiveFile: 50, ActiveFile: 30}, Usage{Current: 100, InactiveFile: 50, ActiveFile: 30, WorkingSet: 50, Held: 20}},
+	} {
+		tt.u.sum()
+		if tt.u != tt.want {
+			t.Errorf("%+v, want %+v", tt.u, tt.want)
+		}
+	}
+}
+
+func TestList(t *testing.T) {
+	for _, tt := range []struct {
+		in string
+		n  int // 0: no list
+	}{
+		{"0\n", 1}, {"0-3", 4}, {"0-3,8,10-11\n", 7}, {"7", 1}, {"65535", 1},
+		{"", 0}, {"\n", 0}, {",", 0}, {"0,", 0}, {"3-1", 0}, {"3,1", 0}, {"0-3,3", 0}, {"0,0", 0}, {"-1", 0}, {"0-", 0}, {"0-1-2", 0},
+		{"0x1", 0}, {"65536", 0}, {"0-65536", 0}, {"0 1", 0}, {"all", 0},
+	} {
+		n, err := parseList(tt.in)
+		if n != tt.n || (err == nil) != (tt.n > 0) {
+			t.Errorf("%q is %d CPUs, %v; want %d", tt.in, n, err, tt.n)
+		}
+	}
+}
+
+func TestRelative(t *testing.T) {
+	for _, tt := range []struct {
+		root, own, want string
+		ok              bool
+	}{
+		{"/", "/", "", true},
+		{"/", "/a/b", "a/b", true},
+		{"/a", "/a/b", "b", true},
+		{"/a/b", "/a/b", "", true},
+		{"/a", "/ab", "", false},
+		{"/a/b", "/a", "", false},
+		{"/..", "/../b", "b", true},
+		{"/..", "/", "", false},      // the name of the namespace's own cgroup is hidden
+		{"/..", "/b", "", false},     // and so is the way to what is below it
+		{"/", "/../b", "", false},    // beside what is mounted
+		{"/..", "/../..", "", false}, // above it
+		{"/../a", "/../a/b", "b", true},
+	} {
+		if got, ok := relative(tt.root, tt.own); got != tt.want || ok != tt.ok {
+			t.Errorf("%s below %s is %q, %v; want %q, %v", tt.own, tt.root, got, ok, tt.want, tt.ok)
+		}
+	}
+}
+
 func TestUsageErrorsNameTheFile(t *testing.T) {
 	for _, name := range []string{"memory.current", "memory.stat"} {
 		root := refusing{os.DirFS(fixtures + "/v2"), []string{"sys/fs/cgroup/" + name}, syscall.EACCES}
@@ -417,7 +511,7 @@ func TestUsageErrorsNameTheFile(t *testing.T) {
 			t.Errorf("error %v does not name %s", err, name)
 		}
 	}
-	if _, err := MachineUsage(os.DirFS(fixtures + "/odd-machine")); err == nil || !strings.Contains(err.Error(), "/proc/meminfo") {
+	if _, err := machineUsage(os.DirFS(fixtures + "/odd-machine")); err == nil || !strings.Contains(err.Error(), "/proc/meminfo") {
 		t.Errorf("error %v does not name /proc/meminfo", err)
 	}
 }
@@ -474,16 +568,30 @@ func TestWeights(t *testing.T) {
 			t.Errorf("%d shares are weight %d, want %d", tt.shares, got, tt.weight)
 		}
 	}
-	// What Kubernetes makes of round requests comes back as it was: shares are CPUs × 1024, rounded down.
-	for m := sizing.Milli(100); m <= 64000; m += 100 {
-		if got := milliOfWeight(weightOfShares(uint64(m) * 1024 / 1000)); m%1000 == 0 && got != m || got > m+m/50 || got < m-m/50 {
-			t.Errorf("%s CPUs come back as %s", m, got)
+	for _, tt := range []struct{ shares, weight uint64 }{{2, 1}, {1024, 39}, {2000, 77}, {262144, 10000}} {
+		if got := oldWeightOfShares(tt.shares); got != tt.weight {
+			t.Errorf("%d shares were weight %d, want %d", tt.shares, got, tt.weight)
 		}
 	}
-	// And nothing is ever off by more than the weights are apart.
-	for shares := uint64(256); shares <= maxShares; shares += 1 + shares/64 {
-		if got, want := milliOfWeight(weightOfShares(shares)), sharesMilli(shares); got > want+want/20 || got < want-want/20 {
-			t.Errorf("%s CPUs come back as %s", want, got)
+	// What Kubernetes makes of the usual requests comes back as it was, by either way: shares are CPUs × 1024, rounded
+	// down.
+	for _, of := range []func(uint64) uint64{weightOfShares, oldWeightOfShares} {
+		for _, m := range []sizing.Milli{100, 200, 250, 500, 1000, 1500, 2000, 3000, 4000, 5000, 6000, 8000, 10000, 12000, 16000, 24000, 32000, 48000, 64000} {
+			want := m
+			if of(1024) == 39 && m == 1500 {
+				want = 500 // the one request that the two ways make the same weight, 59, and equally round: the smaller
+			}
+			if got := milliOfWeight(of(uint64(m) * 1024 / 1000)); got != want {
+				t.Errorf("%s CPUs, weight %d, come back as %s", m, of(uint64(m)*1024/1000), got)
+			}
+		}
+	}
+	// Any weight is some number of CPUs that one of the two ways makes it of.
+	for w := uint64(1); w <= 10000; w++ {
+		shares := uint64(milliOfWeight(w)) * 1024 / 1000
+		near := func(of func(uint64) uint64) bool { return of(shares) <= w && of(shares+2) >= w }
+		if !near(weightOfShares) && !near(oldWeightOfShares) {
+			t.Errorf("weight %d comes back as %s CPUs", w, milliOfWeight(w))
 		}
 	}
 }
@@ -503,12 +611,31 @@ func TestThisMachine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	own, err := OwnUsage(root, p)
+	if err != nil || own.Current == 0 {
+		t.Errorf("own usage %+v, %v", own, err)
+	}
 	if u.Current == 0 || u.WorkingSet > u.Current || u.Held > u.WorkingSet {
 		t.Errorf("usage %+v", u)
 	}
 	for _, f := range LimitFiles(root, p) {
 		if _, err := os.Stat(f); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+func BenchmarkReadUsage(b *testing.B) {
+	root := os.DirFS("/")
+	p, err := Find(root)
+	if err != nil {
+		b.Fatal(err)
+	}
+	l := Read(root, p, 0)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := ReadUsage(root, p, l); err != nil {
+			b.Fatal(err)
 		}
 	}
 }

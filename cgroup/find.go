@@ -166,13 +166,14 @@ func place(root fs.FS, ms []mount, version int, name, own string) (Controller, s
 	}
 }
 
+// rank orders mounts: a directory that is really there first, then one that is the cgroup itself, then more ancestors.
 func rank(shown, there bool, depth int) int {
 	r := depth
 	if there {
-		r += 1 << 20
+		r += 1 << 21
 	}
 	if shown {
-		r += 1 << 21
+		r += 1 << 20
 	}
 	return r
 }

@@ -26,20 +26,16 @@ type Usage struct {
 	Held uint64
 }
 
-// ReadUsage reads the usage of the cgroup that is nearest to its limit, among those in l.Levels: a parent may be full
-// with neighbours while the own cgroup is not. Without a limit it is the own cgroup's; in the root cgroup, which version 2
-// does not count, and without any cgroup it is the machine's. An error means that the nearest could not be told; it names
-// the file.
+// ReadUsage reads the usage that belongs to the limits: that of the cgroup which is nearest to its limit, among those in
+// l.Levels, because a parent may be full with neighbours while the own cgroup is not; and the machine's where no cgroup
+// limits memory, or only above what the machine has. An error means that the nearest could not be told; it names the
+// file.
+//
+// The machine (Dir "") is shared with strangers. Its usage is right for [sizing.Base]; but to recycle workers because
+// others fill it does not help, so leave it out of [sizing.Guard].
 func ReadUsage(root fs.FS, p Paths, l Limits) (Usage, error) {
-	if p.Memory.Version == 0 {
-		return MachineUsage(root)
-	}
-	if len(l.Levels) == 0 {
-		u, err := readUsage(root, p.Memory.Version, Level{Dir: p.Memory.Path})
-		if errors.Is(err, fs.ErrNotExist) {
-			return MachineUsage(root)
-		}
-		return u, err
+	if len(l.Levels) == 0 || l.MemTotal != 0 && l.MemTotal < l.Memory.Bytes {
+		return machineUsage(root)
 	}
 	var nearest Usage
 	for i, level := range l.Levels {
@@ -90,9 +86,21 @@ func (u *Usage) sum() {
 	u.Held = u.WorkingSet - u.ActiveFile
 }
 
-// MachineUsage reads the usage of the machine, with what it can free as MemAvailable has it. It is what counts where a
-// [sizing.Decision] takes the machine's memory for the limit.
-func MachineUsage(root fs.FS) (Usage, error) {
+// OwnUsage reads the usage of this process's own cgroup, whether it is limited or not; in the root cgroup, which version 2
+// does not count, and without any cgroup it is the machine's. Limit is not filled in, but for the machine.
+func OwnUsage(root fs.FS, p Paths) (Usage, error) {
+	if p.Memory.Version == 0 {
+		return machineUsage(root)
+	}
+	u, err := readUsage(root, p.Memory.Version, Level{Dir: p.Memory.Path})
+	if errors.Is(err, fs.ErrNotExist) {
+		return machineUsage(root)
+	}
+	return u, err
+}
+
+// machineUsage reads the usage of the machine, with what it can free as MemAvailable has it.
+func machineUsage(root fs.FS) (Usage, error) {
 	text, err := readFile(root, meminfo)
 	if err != nil {
 		return Usage{}, err

@@ -32,31 +32,47 @@ func weightOfShares(shares uint64) uint64 {
 	return uint64(math.Ceil(math.Pow(10, (l*l+125*l)/612-7.0/34.0)))
 }
 
-// milliOfWeight inverts weightOfShares, in thousandths of a CPU. Many shares give the same weight; of their CPUs the
-// roundest number is taken, because people ask for 1 or 0.25 and not for 0.988.
-//
-// Older runtimes used a straight line, 1 + (shares−2) × 9999 / 262142, which gives a lower weight to all shares between
-// the ends. The weight does not tell which of the two made it; this one gives the smaller answer.
+// oldWeightOfShares is how older runtimes made it, by a straight line that made 39 of the default 1024.
+func oldWeightOfShares(shares uint64) uint64 {
+	return 1 + (min(max(shares, minShares), maxShares)-minShares)*9999/(maxShares-minShares)
+}
+
+// milliOfWeight inverts both, in thousandths of a CPU. Many shares give the same weight, and the weight does not tell by
+// which way it was made; but people ask for 1 CPU or for 0.25, not for 0.988 or 2.55. So of all the shares that either
+// way makes the weight of, those are taken that are the roundest number of CPUs, and of two equally round ones those of
+// today's way, which are fewer.
 func milliOfWeight(weight uint64) sizing.Milli {
-	low, high := sharesFrom(weight), sharesFrom(weight+1)-1
-	if weight >= 10000 {
+	if weight <= 1 {
+		return sharesMilli(minShares)
+	}
+	best, bestStep := roundest(weight, weightOfShares)
+	if old, step := roundest(weight, oldWeightOfShares); step > bestStep {
+		best = old
+	}
+	return best
+}
+
+// roundest is the roundest number of CPUs whose shares give the weight, and the step that it is a multiple of.
+func roundest(weight uint64, of func(shares uint64) uint64) (sizing.Milli, uint64) {
+	low, high := sharesFrom(weight, of), sharesFrom(weight+1, of)-1
+	if of(maxShares) <= weight {
 		high = maxShares
 	}
 	last := ((high+1)*1000 - 1) / 1024 // the most thousandths that make high shares, which are rounded down
 	for _, step := range []uint64{1000, 500, 250, 100, 50, 10, 5} {
 		if m := last / step * step; m > 0 && m*1024/1000 >= low {
-			return sizing.Milli(m)
+			return sizing.Milli(m), step
 		}
 	}
-	return sharesMilli(low)
+	return sharesMilli(low), 1
 }
 
 // sharesFrom is the least shares that have the weight or more.
-func sharesFrom(weight uint64) uint64 {
+func sharesFrom(weight uint64, of func(shares uint64) uint64) uint64 {
 	low, high := uint64(minShares), uint64(maxShares)
 	for low < high {
 		mid := (low + high) / 2
-		if weightOfShares(mid) >= weight {
+		if of(mid) >= weight {
 			high = mid
 		} else {
 			low = mid + 1

@@ -96,7 +96,7 @@ func TestTiniEnds(t *testing.T) {
 		code           int
 		stdout, stderr string // beginnings
 	}{
-		{args: []string{"--version"}, stdout: "tini version 0.19.0_skep-1.2.3\n"},
+		{args: []string{"--version"}, stdout: "tini version 0.19.0 - git.skep-1-2-3\n"},
 		{args: []string{"-h", "x"}, stdout: "docker-init (tini version"},
 		{args: []string{"-l"}, stdout: "do what you like\n"},
 		{args: []string{}, code: 1, stderr: "docker-init (tini version"},

@@ -21,7 +21,7 @@ import (
 
 var (
 	pids        = regexp.MustCompile(`\(\d+\)|PID \d+|pid[:=] ?'?\d+'?|with pid '\d+'`)
-	versions    = regexp.MustCompile(`(tini version |dumb-init v)\d+\.\d+\.\d+\S*[^\S\n]*?(\)|\n|$)`)
+	versions    = regexp.MustCompile(`(tini version |dumb-init v)\d+\.\d+\.\d+[^\s)]*(?: - git\.[^\s.)]+)?(\)|\n|$)`)
 	tiniHelp    = regexp.MustCompile(`(?s)\n\n(Execute a program under|skep runs PROGRAM).*`)
 	dumbHelp    = regexp.MustCompile(`(?s)\n\n(dumb-init is a simple|skep runs command).*`)
 	rewriteTail = regexp.MustCompile(`(?s)(between 1 and 31\.\n).*`)

@@ -2,6 +2,7 @@ package compat
 
 import (
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 
@@ -61,7 +62,7 @@ func parseTini(argv []string, lookup func(string) (string, bool), self Self) Res
 		return Result{Stderr: tiniUsage(name, self), Code: 1}
 	}
 	init.Argv = flags.words
-	slices.Sort(init.Remap)
+	sort.Slice(init.Remap, func(i, j int) bool { return init.Remap[i] < init.Remap[j] })
 	init.Remap = slices.Compact(init.Remap)
 
 	// The two switches are on when they are set at all, even to nothing; a verbosity that is no number is 0, as for atoi.
@@ -90,8 +91,10 @@ func tiniSignal(text string) (int, bool) {
 	return n, err == nil && n < 32 && "SIG"+sys.SignalName(n) == text
 }
 
+// tiniVersion has the form that Docker takes apart: it shows as the init's version what stands between "git." and the end, which must not have a dot
+// (moby, daemon/info_unix.go, parseInitVersion). tini's own releases put their commit there.
 func tiniVersion(self Self) string {
-	return "tini version " + TiniVersion + "_skep-" + self.Version
+	return "tini version " + TiniVersion + " - git.skep-" + strings.ReplaceAll(self.Version, ".", "-")
 }
 
 func tiniUsage(name string, self Self) string {

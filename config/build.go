@@ -10,6 +10,7 @@ import (
 
 	"skep/initd"
 	"skep/initd/supervise"
+	"skep/prestart/lock"
 )
 
 // Problem is one thing that a user got wrong.
@@ -177,6 +178,11 @@ func (d *draft) settle(environ map[string]string) (problems []error) {
 	}
 	if d.Prestart.Key != "" && d.Prestart.LockFile == "" {
 		fail("cannot use --prestart-key " + strconv.Quote(d.Prestart.Key) + ": it needs --prestart-lock")
+	}
+	if d.Prestart.LockFile != "" {
+		if err := lock.Check(d.Prestart.LockFile, d.Prestart.Key); err != nil {
+			fail("cannot use --prestart-lock " + strconv.Quote(d.Prestart.LockFile) + ": " + err.Error())
+		}
 	}
 	if d.Share == initd.ShareFDs && len(d.Listen) == 0 {
 		fail("cannot use --share fds: it needs --listen")

@@ -50,15 +50,14 @@ func (s Setting) Variable() string {
 // draft collects values; what depends on several of them is settled at the end.
 type draft struct {
 	initd.Options
-	mode          string
-	workers       string // "", "auto" or a number
-	stopTimeout   *time.Duration
-	startTimeout  time.Duration
-	alive         time.Duration
-	readyGiven    bool
-	serving       string // the first serving flag that was given
-	reloadSignal  int
-	prestartGiven bool
+	mode         string
+	workers      string // "", "auto" or a number
+	stopTimeout  *time.Duration
+	startTimeout time.Duration
+	alive        time.Duration
+	readyGiven   bool
+	serving      string // the first serving flag that was given
+	reloadSignal int
 }
 
 func duration(at func(*draft) *time.Duration) func(*draft, string) error {

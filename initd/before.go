@@ -24,6 +24,7 @@ type before struct {
 	l       *loop
 	machine *prestart.Machine
 	pid     int           // of the step that runs, 0 for none
+	last    int           // of the step that ran last
 	file    *envfile.File // what that step hands over
 	vars    []string      // what the steps have handed over so far
 	pending *lock.Pending // the lock that is being taken
@@ -47,9 +48,7 @@ func newBefore(l *loop) (*before, error) {
 		waits[i].Path = l.exe
 	}
 	steps := prestart.Plan(waits, o.Steps, files, o.Timeout, o.Retries)
-	for _, line := range skipped {
-		l.early = append(l.early, line)
-	}
+	l.early = append(l.early, skipped...)
 	if len(steps) == 0 {
 		return nil, nil
 	}
@@ -90,8 +89,7 @@ func (b *before) apply(e prestart.Effect) (answer prestart.Event) {
 		if l.table.Has(b.pid) {
 			l.table.SignalTree(b.pid, int(unix.SIGKILL))
 		} else {
-			// Nothing but what the steps left behind runs at this time.
-			l.table.Sweep(l.self, int(unix.SIGKILL))
+			l.table.SignalLeft(l.self, b.last, int(unix.SIGKILL))
 		}
 	case prestart.TakeLock:
 		b.pending = lock.Take(l.o.Prestart.LockFile, l.o.Prestart.Key)
@@ -171,7 +169,7 @@ func (b *before) run(step prestart.Step) prestart.Event {
 		b.closeFile()
 		return prestart.StartFailed{Code: code, Err: err.Error()}
 	}
-	environ := env.Merge(l.env, b.vars)
+	environ := environment(env.Merge(l.env, b.vars), nil)
 	c := reaper.Command{Path: step.Path, Argv: step.Argv, Dir: l.dir, Files: []uintptr{0, 1, 2}, Terminal: -1}
 	if step.Kind != prestart.Wait {
 		options := envfile.Options{}
@@ -190,7 +188,7 @@ func (b *before) run(step prestart.Step) prestart.Event {
 	if file := b.held.File(); file != nil {
 		c.Files = append(c.Files, file.Fd())
 	}
-	c.Env = environment(environ, nil)
+	c.Env = environ
 	if c.Path == "" {
 		var err error
 		if c.Path, err = launch.LookPath(c.Argv[0], variable(environ, "PATH")); err != nil {
@@ -205,7 +203,7 @@ func (b *before) run(step prestart.Step) prestart.Event {
 	if err != nil {
 		return failed(err)
 	}
-	b.pid = pid
+	b.pid, b.last = pid, pid
 	return prestart.Started{PID: pid}
 }
 

@@ -46,13 +46,30 @@ func (l *loop) print(lines ...compat.Line) {
 }
 
 // arrange gives the command the session and group that the personality wants.
-func arrange(c *reaper.Command, as *compat.Init) {
-	switch {
+func (l *loop) arrange(c *reaper.Command) {
+	switch as := l.o.As; {
 	case as.Setsid:
-		c.NewSession, c.NewTerminal = true, isTerminal(0)
+		c.NewSession, c.NewTerminal = true, l.letGoOfTerminal()
 	case as.Program == compat.DumbInit:
 		c.KeepGroup = true
 	}
+}
+
+// letGoOfTerminal gives up the terminal on descriptor 0, so that the command's
+// new session can have it, and tells whether there was one to give. Only the
+// leader of a session, as PID 1 in a container is, may do that: the terminal of
+// a shell that started skep stays the shell's.
+func (l *loop) letGoOfTerminal() bool {
+	if sid, err := unix.Getsid(0); err != nil || sid != l.self || !isTerminal(0) {
+		return false
+	}
+	if unix.IoctlSetInt(0, unix.TIOCNOTTY, 0) != nil {
+		return false
+	}
+	// The kernel sends HUP and CONT to the group that had the terminal, which is
+	// skep's own (ioctl_tty(2)). The command is not meant.
+	l.swallow = []int{int(unix.SIGHUP), int(unix.SIGCONT)}
+	return true
 }
 
 // refuse is the Failure for a command that cannot be executed, in the words of

@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"syscall"
 	"time"
 
@@ -78,11 +79,13 @@ type loop struct {
 	reports chan func()
 	timer   *time.Timer
 
-	terminal  bool // the command is the foreground job of the terminal on descriptor 0
-	stopped   bool // the command was stopped by job control
-	sharing   bool // workers are started with the bind filter
-	discover  bool // still finding out whether the command is a server
+	terminal  bool  // the command is the foreground job of the terminal on descriptor 0
+	stopped   bool  // the command was stopped by job control
+	swallow   []int // signals that skep has brought upon itself and does not pass on
+	sharing   bool  // workers are started with the bind filter
+	discover  bool  // still finding out whether the command is a server
 	draining  map[int]time.Time
+	looked    time.Time // at starting workers that were passed descriptors
 	quit      bool
 	code      int
 	ctx       context.Context // ends with the loop
@@ -231,6 +234,7 @@ func (l *loop) arm() {
 		earliest(l.sup.Deadline())
 		earliest(l.size.deadline(), true)
 		earliest(l.drainCheck(), true)
+		earliest(l.awaitAt(), true)
 	}
 	if at.IsZero() {
 		l.timer.Stop()
@@ -250,6 +254,7 @@ func (l *loop) tick() {
 	}
 	l.size.tick(now)
 	l.checkDrained(now)
+	l.await(now)
 }
 
 // settle tells the machines what follows from what has just happened.
@@ -353,6 +358,10 @@ func (l *loop) kill(e supervise.Kill) {
 }
 
 func (l *loop) signal(sig int) {
+	if i := slices.Index(l.swallow, sig); i >= 0 {
+		l.swallow = slices.Delete(l.swallow, i, i+1)
+		return
+	}
 	switch {
 	case l.before != nil:
 		l.before.signal(sig)

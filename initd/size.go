@@ -24,9 +24,6 @@ const SweepTimeout = 5 * time.Second
 // the machine takes offline makes none.
 const limitsEvery = 30 * time.Second
 
-// procRoot is where facts about other processes are read.
-const procRoot = proc.FS("/proc")
-
 // sizer knows the limits and the number of workers that fits them.
 type sizer struct {
 	l      *loop
@@ -238,11 +235,11 @@ func (s *sizer) measure(now time.Time) {
 	s.l.offload(func() func() {
 		m := measured{due: due, pss: make(map[int]uint64, len(pids))}
 		for slot, pid := range pids {
-			tree, err := procRoot.Tree(pid)
+			tree, err := proc.Host.Tree(pid)
 			if err != nil {
 				continue // it has ended
 			}
-			if memory, err := procRoot.PSS(tree...); err == nil {
+			if memory, err := proc.Host.PSS(tree...); err == nil {
 				m.pss[slot] = memory.Bytes
 			}
 		}

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -26,6 +28,7 @@ type worker struct {
 	inspected       bool // for Options.Discover
 	addrs           []port.Addr
 	foreign         []port.Foreign
+	awaited         *awaited // while it starts with passed descriptors
 }
 
 // start answers supervise.Start.
@@ -34,6 +37,9 @@ func (l *loop) start(e supervise.Start) supervise.Event {
 	failed := func(err error) supervise.Event {
 		var cannot *reaper.StartError
 		if errors.As(err, &cannot) {
+			if !cannot.Transient() && !l.sup.Serving() {
+				return supervise.StartFailed{Seat: e.Seat, Code: l.cannotExecute(cannot), Err: err.Error()}
+			}
 			return supervise.StartFailed{Seat: e.Seat, Code: cannot.ExitCode(), Err: err.Error(), Transient: cannot.Transient()}
 		}
 		return supervise.StartFailed{Seat: e.Seat, Code: ExitOwnFault, Err: err.Error(), Transient: true}
@@ -66,6 +72,19 @@ func (l *loop) start(e supervise.Start) supervise.Event {
 		l.intercept(w, ours)
 	}
 	return supervise.Started{Seat: e.Seat, PID: w.pid}
+}
+
+// cannotExecute says why a lone command could not be executed although it was
+// found (its interpreter is missing, its format is wrong), and returns the code
+// that skep ends with. The supervisor has no word for it: nothing was running.
+func (l *loop) cannotExecute(err *reaper.StartError) (code int) {
+	if l.o.As != nil {
+		code, line := l.o.As.ExecFailure(sys.Errno(err))
+		l.print(line)
+		return code
+	}
+	l.log.Log(logger.Error, "cannot run "+l.o.Command[0]+": "+err.Err.Error())
+	return err.ExitCode()
 }
 
 // spawn forks and executes, through the stub if something has to happen in
@@ -108,7 +127,7 @@ func (l *loop) command(w *worker) (reaper.Command, launch.Spec, error) {
 	if o.Boring {
 		c.Argv = o.Command
 		if o.As != nil {
-			arrange(&c, o.As)
+			l.arrange(&c)
 		}
 		return c, spec, nil
 	}
@@ -160,7 +179,7 @@ func (l *loop) command(w *worker) (reaper.Command, launch.Spec, error) {
 
 // inherited are the variables that belong to the process they were made for and
 // must not reach another one.
-var inherited = []string{"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET"}
+var inherited = []string{"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "SKEP_ENV"}
 
 // environment returns base without what must not be inherited, with set on top.
 func environment(base []string, set map[string]string) []string {
@@ -202,13 +221,25 @@ func (l *loop) retire(seat int) {
 
 // executable is the path by which a child finds this very program, even if the
 // file has been replaced or removed. Without /proc it is the path that the
-// kernel was given (getauxval(3), AT_EXECFN).
+// kernel was given (getauxval(3), AT_EXECFN), made absolute while skep is still
+// in the directory that it was started in.
 func executable() string {
 	const self = "/proc/self/exe"
 	if _, err := os.Stat(self); err == nil {
 		return self
 	}
-	return os.Args[0]
+	const atExecFn = 31
+	path := os.Args[0]
+	vector, _ := unix.Auxv()
+	for _, entry := range vector {
+		if entry[0] == atExecFn {
+			path = unix.BytePtrToString(*(**byte)(unsafe.Pointer(&entry[1])))
+		}
+	}
+	if absolute, err := filepath.Abs(path); err == nil {
+		return absolute
+	}
+	return path
 }
 
 func jitter() func() float64 {

@@ -2,6 +2,7 @@ package launch
 
 import "golang.org/x/sys/unix"
 
-func nativeFilter() []unix.SockFilter {
+// NativeFilter is Filter for the architecture this program is built for.
+func NativeFilter() []unix.SockFilter {
 	return Filter(unix.AUDIT_ARCH_AARCH64, Calls{Bind: unix.SYS_BIND, Listen: unix.SYS_LISTEN, SetSockOpt: unix.SYS_SETSOCKOPT})
 }

@@ -4,5 +4,5 @@ package launch
 
 import "golang.org/x/sys/unix"
 
-// nativeFilter is empty: installing it fails with ENOSYS, and skep falls back to what works without bind sharing.
-func nativeFilter() []unix.SockFilter { return nil }
+// NativeFilter is Filter for the architecture this program is built for; here it is empty: installing it fails with ENOSYS, and skep falls back to what works without bind sharing.
+func NativeFilter() []unix.SockFilter { return nil }

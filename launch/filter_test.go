@@ -102,7 +102,7 @@ func TestFilterStopsBindListenAndV6OnlyAlone(t *testing.T) {
 }
 
 func TestNativeFilterHasThisMachinesNumbers(t *testing.T) {
-	prog := nativeFilter()
+	prog := NativeFilter()
 	if len(prog) == 0 {
 		t.Skip("no filter for this architecture")
 	}

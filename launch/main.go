@@ -81,7 +81,7 @@ func parse(args []string) (Spec, []string, error) {
 // installFilter installs the filter on this thread and tells the other end of notify how that went. When it cannot even be told, the closed socket tells
 // it. The descriptors of both are closed: the worker gets neither.
 func installFilter(notify int) {
-	listener, err := sys.InstallListener(nativeFilter())
+	listener, err := sys.InstallListener(NativeFilter())
 	if err != nil {
 		_ = sys.SendDescriptor(notify, append([]byte{TagNoListener}, strconv.Itoa(int(sys.Errno(err)))...), -1)
 	} else {

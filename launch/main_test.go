@@ -151,8 +151,8 @@ func TestScriptWithoutInterpreterRunsInTheShell(t *testing.T) {
 }
 
 func TestListenPID(t *testing.T) {
-	r := start(t, Spec{ListenPID: true}, []string{"sh", "-c", `echo $LISTEN_PID $$`}, append(slices.Clone(plain), "LISTEN_PID=1", "LISTEN_FDS=2"))
-	if want := fmt.Sprintf("%d %d\n", r.pid, r.pid); r.out != want {
+	r := start(t, Spec{ListenPID: true}, []string{"sh", "-c", `tr '\0' '\n' </proc/$$/environ | grep ^LISTEN_; echo $$`}, append(slices.Clone(plain), "LISTEN_PID=1", "LISTEN_FDS=2"))
+	if want := fmt.Sprintf("LISTEN_FDS=2\nLISTEN_PID=%d\n%d\n", r.pid, r.pid); r.out != want {
 		t.Errorf("got %q, want %q", r.out, want)
 	}
 	r = start(t, Spec{}, []string{"sh", "-c", `echo "<$LISTEN_PID>"`}, plain)

@@ -144,8 +144,7 @@ func (i *interceptor) bind(n sys.Notification) {
 	ask := &Ask{Slot: i.slot, Thread: int(n.PID), Process: c.process}
 	switch {
 	case err != nil:
-		i.carryOn(n)
-		i.blind(ask, err)
+		i.blind(n, ask, err)
 		return
 	case !c.decoded || c.addr.Port == 0:
 		i.carryOn(n)
@@ -285,8 +284,7 @@ func (i *interceptor) listen(n sys.Notification) {
 	ask := &Ask{Slot: i.slot, Thread: int(n.PID), Process: c.process}
 	switch {
 	case err != nil:
-		i.carryOn(n)
-		i.blind(ask, err)
+		i.blind(n, ask, err)
 		return
 	case c.protocol != protocolTCP4 && c.protocol != protocolTCP6 && c.protocol != protocolUnix:
 		i.carryOn(n)
@@ -315,8 +313,10 @@ func (i *interceptor) setSockOpt(n sys.Notification) {
 		if err := i.alive(n); err != nil {
 			return err
 		}
-		if value, err = readInt(memory, n.Data.Args[3]); err != nil {
-			return err
+		if n.Data.Args[3] != 0 { // The kernel takes no pointer for the value 0.
+			if value, err = readInt(memory, n.Data.Args[3]); err != nil {
+				return err
+			}
 		}
 		c.inode, err = inodeOf(thread, argument(n, 0))
 		return err
@@ -363,18 +363,14 @@ func (i *interceptor) inspect(n sys.Notification, look func(thread int) error) e
 	return sys.AsFileUser(id.uid, id.gid, func() error { return look(thread) })
 }
 
-// blind tells the loop that a call could not be looked at, unless that is because it is gone.
-func (i *interceptor) blind(ask *Ask, err error) {
-	gone := errors.Is(err, errStale) || errors.Is(err, os.ErrClosed) ||
-		(errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH)) && ask.Thread != 0 && !exists(ask.Thread)
+// blind lets a call go on that could not be looked at, and tells the loop, unless that is because the call is gone: a thread that is being killed loses its
+// memory first. One that still waits now has waited all the time.
+func (i *interceptor) blind(n sys.Notification, ask *Ask, err error) {
+	gone := i.alive(n) != nil
+	i.carryOn(n)
 	if !gone {
 		i.tell(ask, Blind{Slot: i.slot, Process: ask.Process, Err: err})
 	}
-}
-
-func exists(thread int) bool {
-	_, err := identify(thread)
-	return err == nil
 }
 
 // tell sends news for which no call waits.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 
@@ -224,44 +225,44 @@ func (s *Set) holdsPort(port uint16) bool {
 
 // bindTCP returns a bound TCP socket. TCP_NODELAY is inherited by what is accepted; without it servers that write a response in two pieces wait 40 ms for
 // the client's delayed acknowledgement.
-func bindTCP(a Addr, reusePort bool) (fd int, err error) {
+func bindTCP(a Addr, reusePort bool) (int, error) {
 	family := unix.AF_INET
 	if a.Network == IPv6 {
 		family = unix.AF_INET6
 	}
-	fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
 	if err != nil {
 		return -1, os.NewSyscallError("socket", err)
 	}
-	defer func() {
-		if err != nil {
-			_ = unix.Close(fd)
-			fd = -1
-		}
-	}()
-	options := []struct{ level, name, value int }{
+	if err := prepareTCP(fd, a, reusePort); err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func prepareTCP(fd int, a Addr, reusePort bool) error {
+	type option struct{ level, name, value int }
+	options := []option{
 		{unix.SOL_SOCKET, unix.SO_REUSEADDR, 1},
 		{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
 	}
 	if reusePort {
-		options = append(options, struct{ level, name, value int }{unix.SOL_SOCKET, unix.SO_REUSEPORT, 1})
+		options = append(options, option{unix.SOL_SOCKET, unix.SO_REUSEPORT, 1})
 	}
 	if a.Network == IPv6 {
 		only := 0
 		if a.V6Only {
 			only = 1
 		}
-		options = append(options, struct{ level, name, value int }{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, only})
+		options = append(options, option{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, only})
 	}
 	for _, o := range options {
 		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
-			return -1, os.NewSyscallError("setsockopt", err)
+			return os.NewSyscallError("setsockopt", err)
 		}
 	}
-	if err := unix.Bind(fd, a.sockaddr()); err != nil {
-		return -1, os.NewSyscallError("bind", err)
-	}
-	return fd, nil
+	return os.NewSyscallError("bind", unix.Bind(fd, a.sockaddr()))
 }
 
 // Listen makes the held socket listen, or listen again after a worker has shut it down; on one that listens it changes nothing. EADDRINUSE
@@ -321,11 +322,12 @@ func (s *Set) Groups() []*Group {
 	for _, g := range s.groups {
 		all = append(all, g)
 	}
-	slices.SortFunc(all, func(a, b *Group) int {
-		if c := strings.Compare(a.Addr.String(), b.Addr.String()); c != 0 {
-			return c
+	sort.Slice(all, func(i, j int) bool {
+		a, b := all[i], all[j]
+		if x, y := a.Addr.String(), b.Addr.String(); x != y {
+			return x < y
 		}
-		return int(a.held[0].id) - int(b.held[0].id)
+		return a.held[0].id < b.held[0].id
 	})
 	return all
 }
@@ -336,7 +338,7 @@ func (s *Set) Slots(a Addr) []int {
 	for _, h := range s.Group(a).Held() {
 		slots = append(slots, h.slots...)
 	}
-	slices.Sort(slots)
+	sort.Slice(slots, func(i, j int) bool { return slots[i] < slots[j] })
 	return slots
 }
 
@@ -348,7 +350,7 @@ func (s *Set) Held(slot int) []*Held {
 			held = append(held, h)
 		}
 	}
-	slices.SortFunc(held, func(a, b *Held) int { return int(a.id) - int(b.id) })
+	sort.Slice(held, func(i, j int) bool { return held[i].id < held[j].id })
 	return held
 }
 

@@ -100,7 +100,8 @@ type Run struct{ Step Step }
 type Signal struct{ Sig int }
 
 // KillTree asks to KILL the step that runs or has just ended, with everything it
-// started that is still there.
+// started that is still there. What is not skep's own descendant is not meant: a
+// `docker exec` may be looking on.
 type KillTree struct{}
 
 // Finished is the last effect, sent exactly once. Code 0 without Stopped is the

@@ -6,7 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"syscall"
@@ -158,7 +158,7 @@ func (f FS) children(pid int) (kids []int, ok bool, err error) {
 			}
 		}
 	}
-	slices.Sort(kids)
+	sort.Slice(kids, func(i, j int) bool { return kids[i] < kids[j] })
 	return kids, true, nil
 }
 
@@ -179,7 +179,7 @@ func (f FS) byParent() (map[int][]int, error) {
 		}
 	}
 	for _, k := range kids {
-		slices.Sort(k)
+		sort.Slice(k, func(i, j int) bool { return k[i] < k[j] })
 	}
 	return kids, nil
 }

@@ -201,6 +201,16 @@ func (t *Table) SignalTree(pid, sig int) {
 	}
 }
 
+// SignalLeft sends sig to what a process that has been reaped left behind: those
+// of skep's descendants that are still in its process group.
+func (t *Table) SignalLeft(self, group, sig int) {
+	for _, p := range Descendants(self) {
+		if g, err := unix.Getpgid(p); err == nil && g == group {
+			_ = unix.Kill(p, unix.Signal(sig))
+		}
+	}
+}
+
 // Sweep sends sig to all that is left: as PID 1 to every process of the PID
 // namespace, otherwise to skep's own descendants, because a shared namespace
 // has strangers in it. A TERM is followed by CONT, without which a stopped

@@ -49,7 +49,7 @@ func NewGuard(least int) *Guard {
 // Usage is one sample of the whole container.
 type Usage struct {
 	Used    uint64 // memory in use that counts against the limit, in bytes, without what the kernel drops freely
-	Limit   uint64 // in bytes; 0: no limit, and nothing is guarded
+	Limit   uint64 // in bytes; 0: no limit but the machine, which others fill too, and nothing is guarded
 	Planned int    // workers that Plan wants
 	Running int    // workers there are
 	Worker  uint64 // what one worker needs as learned, 0 if unknown

@@ -48,7 +48,7 @@ func TestLearnerWaitsForTheWorkerToSettle(t *testing.T) {
 		worker   uint64
 	}{
 		{"steady", func(time.Duration) uint64 { return 100 * mib }, 3 * s, 4 * s, 125 * mib},
-		{"a little growth", func(a time.Duration) uint64 { return 100*mib + uint64(a/(100*time.Millisecond))*mib/20 }, 3 * s, 4 * s, 126*mib + mib*7/8},
+		{"a little growth", func(a time.Duration) uint64 { return 100*mib + uint64(a/s)*mib/2 }, 3 * s, 4 * s, 126*mib + mib*7/8},
 		{"forks after a second", func(a time.Duration) uint64 {
 			if a < s {
 				return 20 * mib

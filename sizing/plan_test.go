@@ -106,6 +106,9 @@ var reasons = []struct {
 		name: "fixed number", limits: machine(Limits{}), policy: Policy{Workers: 4},
 		workers: 4, reason: "4 workers as --workers says",
 	}, {
+		name: "fixed number without a limit", limits: machine(Limits{}), policy: Policy{Workers: 4}, learned: 10 * gib,
+		workers: 4, reason: "4 workers as --workers says",
+	}, {
 		name: "fixed number that fits", limits: machine(Limits{Memory: mem(gib)}), policy: Policy{Workers: 4, Max: 2}, learned: 100 * mib,
 		workers: 4, reason: "4 workers as --workers says: memory 1 GiB × 0.8 − 0 base = 819.2 MiB fits 8 × 100 MiB",
 	}, {
@@ -194,6 +197,34 @@ func TestDecisionJSON(t *testing.T) {
 		}
 		if diff := cmp.Diff(tt.d, back); diff != "" {
 			t.Errorf("%s: read back it differs (-wrote +read):\n%s", tt.name, diff)
+		}
+	}
+}
+
+// The limit of a decision is the one it was made by; the machine's memory stands in for it only where it is taken.
+func TestLimitOfTheDecision(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		l      Limits
+		p      Policy
+		bytes  uint64 // 0: none
+		source string
+	}{
+		{"limited", machine(Limits{Memory: mem(gib)}), Policy{}, gib, "/sys/fs/cgroup/memory.max"},
+		{"above the machine", machine(Limits{Memory: mem(64 * gib)}), Policy{}, 16 * gib, "/proc/meminfo"},
+		{"none of any kind", machine(Limits{}), Policy{}, 0, ""},
+		{"none, by hand", machine(Limits{}), Policy{ByHand: true}, 16 * gib, "/proc/meminfo"},
+		{"none, fixed", machine(Limits{}), Policy{Workers: 3}, 0, ""},
+		{"cpu only", machine(Limits{Quota: cpu(2000)}), Policy{}, 16 * gib, "/proc/meminfo"},
+		{"limited, machine unknown", Limits{Memory: mem(gib)}, Policy{}, gib, "/sys/fs/cgroup/memory.max"},
+	} {
+		d := Plan(tt.l, tt.p, 0)
+		var got uint64
+		if d.LimitBytes != nil {
+			got = *d.LimitBytes
+		}
+		if got != tt.bytes || d.LimitSource != tt.source || (d.LimitBytes == nil) != (tt.bytes == 0) {
+			t.Errorf("%s: limit %d from %q, want %d from %q", tt.name, got, d.LimitSource, tt.bytes, tt.source)
 		}
 	}
 }
@@ -292,7 +323,7 @@ func TestPlanIsMonotoneInTheLimit(t *testing.T) {
 // What is planned may be started one by one: when every worker holds what was planned for it, there is room for the last.
 func TestRoomForOneAgreesWithPlan(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		l, p := machine(Limits{Memory: mem(rapid.Uint64Range(mib, 64*gib).Draw(t, "limit")), Quota: cpu(64000)}), Policy{}
+		l, p := Limits{Memory: mem(rapid.Uint64Range(mib, 64*gib).Draw(t, "limit")), Quota: cpu(1e9)}, Policy{}
 		p.Base = rapid.Uint64Range(0, gib).Draw(t, "base")
 		p.Reserve = rapid.Uint64Range(0, gib).Draw(t, "reserve")
 		need := rapid.Uint64Range(mib, gib).Draw(t, "need")
@@ -304,7 +335,7 @@ func TestRoomForOneAgreesWithPlan(t *testing.T) {
 		if !RoomForOne(l, p, before, need) {
 			t.Fatalf("%s: no room for the last one", d.Reason)
 		}
-		if d.Workers == *d.ByMemory && RoomForOne(l, p, before+need, need) {
+		if RoomForOne(l, p, before+need, need) {
 			t.Fatalf("%s: room for one more", d.Reason)
 		}
 	})
@@ -325,6 +356,23 @@ func TestBase(t *testing.T) {
 	}
 	if got := Base(100*mib, 80*mib, 50*mib); got != 0 {
 		t.Errorf("base is %d where the workers' shares are more than the whole", got)
+	}
+}
+
+func TestSaturation(t *testing.T) {
+	for _, tt := range []struct{ got, want uint64 }{
+		{mulDiv(math.MaxUint64, 1000, 1000), math.MaxUint64},
+		{mulDiv(math.MaxUint64, 1001, 1000), math.MaxUint64},
+		{mulDiv(math.MaxUint64, math.MaxUint64, 1), math.MaxUint64},
+		{mulDiv(7, 3, 2), 10},
+		{addSat(math.MaxUint64, 1), math.MaxUint64},
+		{addSat(3, 4), 7},
+		{subSat(3, 4), 0},
+		{subSat(4, 3), 1},
+	} {
+		if tt.got != tt.want {
+			t.Errorf("%d, want %d", tt.got, tt.want)
+		}
 	}
 }
 

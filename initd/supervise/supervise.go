@@ -1,9 +1,9 @@
 package supervise
 
 import (
-	"cmp"
 	"math"
 	"slices"
+	"sort"
 	"time"
 )
 
@@ -211,7 +211,7 @@ func (s *Supervisor) nextTurn() time.Time {
 	if !waiting || s.phase != Running || len(started) < s.policy.StartParallel {
 		return time.Time{}
 	}
-	slices.SortFunc(started, time.Time.Compare)
+	sort.Slice(started, func(i, j int) bool { return started[i].Before(started[j]) })
 	return started[len(started)-s.policy.StartParallel].Add(s.policy.StartSpacing)
 }
 
@@ -289,7 +289,7 @@ func (s *Supervisor) addSeat(slot, replaces int) *seat {
 	st := &seat{Seat: Seat{ID: s.nextID, Slot: slot}, replaces: replaces}
 	s.nextID++
 	s.seats = append(s.seats, st)
-	slices.SortStableFunc(s.seats, func(a, b *seat) int { return cmp.Compare(a.Slot, b.Slot) })
+	sort.SliceStable(s.seats, func(i, j int) bool { return s.seats[i].Slot < s.seats[j].Slot })
 	return st
 }
 

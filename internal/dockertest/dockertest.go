@@ -6,8 +6,9 @@
 // container is removed by its id when its test ends; Main sweeps what a test
 // that was cut short left behind.
 //
-// Ports are published on 127.0.0.1 at numbers that the engine chooses, so
-// stories can run beside each other.
+// Containers are in a network of this run alone, and ports are published on
+// 127.0.0.1 at numbers that the engine chooses, so stories can run beside each
+// other and beside whatever else the machine does.
 package dockertest
 
 import (
@@ -56,7 +57,7 @@ func Main(m *testing.M) int {
 	return m.Run()
 }
 
-// sweep removes every container and image of this run. Its failures are told
+// sweep removes every container, image and network of this run. Its failures are told
 // on stderr: no test is left that could fail.
 func sweep() {
 	if !used.Load() {
@@ -66,6 +67,7 @@ func sweep() {
 	for _, list := range []struct{ list, remove []string }{
 		{[]string{"ps", "-aq", "--no-trunc", "--filter", filter}, []string{"rm", "-f", "-v"}},
 		{[]string{"images", "-q", "--no-trunc", "--filter", filter}, []string{"rmi", "-f"}},
+		{[]string{"network", "ls", "-q", "--no-trunc", "--filter", filter}, []string{"network", "rm"}},
 	} {
 		ids, err := docker(list.list...)
 		if err == nil && strings.TrimSpace(ids.Stdout) != "" {
@@ -135,7 +137,8 @@ var (
 
 // Build builds a Dockerfile, its path given from the folder root, with build
 // arguments such as "BASE=scratch", and returns the image's id. The same image
-// is built once per run of the test binary and removed at its end.
+// is built once per run of the test binary and removed at its end. The steps
+// have no network: what they need is in the base or in the repository.
 func Build(t testing.TB, root, dockerfile string, buildArgs ...string) string {
 	t.Helper()
 	buildMutex.Lock()
@@ -145,13 +148,30 @@ func Build(t testing.TB, root, dockerfile string, buildArgs ...string) string {
 		return id
 	}
 	used.Store(true)
-	args := append([]string{"build", "--quiet", "--file", root + "/" + dockerfile}, labels()...)
+	args := append([]string{"build", "--quiet", "--network=none", "--file", root + "/" + dockerfile}, labels()...)
 	for _, a := range buildArgs {
 		args = append(args, "--build-arg", a)
 	}
 	id := must(t, append(args, root)...)
 	built[key] = id
 	return id
+}
+
+var network struct {
+	mu sync.Mutex
+	id string
+}
+
+// ownNetwork returns the network of this run and makes it at the first call.
+func ownNetwork(t testing.TB) string {
+	t.Helper()
+	network.mu.Lock()
+	defer network.mu.Unlock()
+	if network.id == "" {
+		used.Store(true)
+		network.id = must(t, append(append([]string{"network", "create"}, labels()...), "skep-test-"+runValue)...)
+	}
+	return network.id
 }
 
 // HasImage tells whether the engine has an image of that name.
@@ -172,8 +192,9 @@ type Options struct {
 	Publish []int    // ports of the container to publish on 127.0.0.1
 }
 
-func (o Options) args(first ...string) []string {
-	args := append([]string{"run"}, append(labels(), first...)...)
+func (o Options) args(t testing.TB, first ...string) []string {
+	t.Helper()
+	args := append(append([]string{"run", "--network", ownNetwork(t)}, labels()...), first...)
 	for _, port := range o.Publish {
 		args = append(args, "--publish", fmt.Sprintf("127.0.0.1::%d", port))
 	}
@@ -186,7 +207,7 @@ func (o Options) args(first ...string) []string {
 func Once(t testing.TB, o Options) Result {
 	t.Helper()
 	used.Store(true)
-	r, err := docker(o.args("--rm")...)
+	r, err := docker(o.args(t, "--rm")...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +225,7 @@ type Container struct {
 func Run(t testing.TB, o Options) *Container {
 	t.Helper()
 	used.Store(true)
-	c := &Container{ID: must(t, o.args("--detach")...), t: t}
+	c := &Container{ID: must(t, o.args(t, "--detach")...), t: t}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("log of container %.12s:\n%s", c.ID, c.Logs())

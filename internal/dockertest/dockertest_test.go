@@ -76,13 +76,17 @@ func TestSweepTakesOnlyItsOwn(t *testing.T) {
 	own := must(t, "create", "--label", Label+"="+runValue, debian, "true")
 	other := must(t, "create", "--label", Label+"=another-run", debian, "true")
 	t.Cleanup(func() { must(t, "rm", other) })
-	used.Store(true)
+	net := ownNetwork(t)
 	sweep()
+	network.id = "" // the next test makes another
 	left := must(t, "ps", "-aq", "--no-trunc", "--filter", "label="+Label)
 	if strings.Contains(left, own) {
 		t.Error("the container of this run is still there")
 	}
 	if !strings.Contains(left, other) {
 		t.Error("the container of another run was removed")
+	}
+	if networks := must(t, "network", "ls", "-q", "--no-trunc"); strings.Contains(networks, net) {
+		t.Error("the network of this run is still there")
 	}
 }

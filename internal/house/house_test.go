@@ -18,33 +18,44 @@ import (
 
 const module = "skep"
 
-// floors gives every package its floor, 0 the lowest: imports point only
-// downwards. A package is on the floor of the longest path that is named here;
-// what is not named stands in the middle, beside the tables and the pure
-// machines that the loop is made of.
+// floors gives packages their floor, 0 the lowest: imports point only
+// downwards, or along a floor. A package that is not named is on the floor of
+// the nearest one above it in the tree that is, and otherwise in the middle,
+// among the tables and machines that the loop is made of.
 var floors = map[string]int{
-	"internal/sys":    0,
-	"internal/logger": 0,
+	"internal":        0,
+	"initd/supervise": 1, // the pure part, below the loop that owns it
 	"initd":           2, // the loop
 	"config":          3,
-	"control":         1,
 	"cmd":             4,
-	"initd/supervise": 1, // pure parts below the loop that owns them
 }
 
 const middle = 1
 
+// outside has what is no part of skep: tests, their helpers, and programs for
+// people who build it.
+var outside = []string{
+	"bench", "conformance", "e2e", "examples", "scripts", "testdata",
+	"internal/dockertest", "internal/house", "internal/nstest", "internal/testneed",
+}
+
 // pure packages decide and do nothing: given the same they answer the same.
 var pure = []string{"initd/supervise", "prestart", "sizing"}
 
-// impure is what they may not reach: the machine, or the time.
-var impure = []string{"os", "syscall", "golang.org/x/sys", "os/signal", "net"}
+// impure is what they may not reach: the machine.
+var impure = []string{"os", "syscall", "golang.org/x/sys", "net"}
 
-// heavy is what may not be linked into process 1, in any container, for ever.
-// (regexp and text/template come with the command line's library.)
-var heavy = []string{
-	"net", "net/http", "os/exec", "html/template", "encoding/json/v2",
-	"crypto/tls", "github.com/prometheus",
+// heavy may not be in process 1 at all, whoever brings it: every container
+// would carry it for its whole life. A name with /... means all below it too.
+var heavy = []string{"net", "net/http", "os/exec", "crypto/tls", "html/template", "encoding/json/v2", "github.com/prometheus/..."}
+
+// dear is what no package of skep may ask for itself, though the command-line
+// library brings some of it along; the exceptions have their reason.
+var dear = map[string][]string{
+	"net":           nil,
+	"regexp":        nil,
+	"text/template": nil,
+	"encoding/json": {"cmd/skep", "control"}, // what users' programs read
 }
 
 // pkg is what "go list -json" says of a package, as far as it matters here.
@@ -91,14 +102,15 @@ func local(importPath string) (string, bool) {
 // under tells whether a path is dir or below it.
 func under(p, dir string) bool { return p == dir || strings.HasPrefix(p, dir+"/") }
 
-// counts tells whether a package is part of skep: not a test helper, not an
-// example, not a script.
+// matches tells whether a path is a name, or below one that ends in /....
+func matches(p, name string) bool {
+	dir, all := strings.CutSuffix(name, "/...")
+	return p == name || all && under(p, dir)
+}
+
+// counts tells whether a package is part of skep.
 func counts(p string) bool {
-	if p == "internal/sys" || p == "internal/logger" {
-		return true
-	}
-	return !slices.ContainsFunc([]string{"internal", "examples", "scripts", "e2e", "bench", "testdata"},
-		func(dir string) bool { return under(p, dir) })
+	return !slices.ContainsFunc(outside, func(dir string) bool { return under(p, dir) })
 }
 
 func floor(p string) int {
@@ -159,6 +171,8 @@ func TestUpwardDetects(t *testing.T) {
 		{"initd", "cmd/skep", true},
 		{"internal/sys", "reaper", true},
 		{"port", "internal/testneed", true},
+		{"reaper", "internal/logger", false},
+		{"internal/logger", "config", true},
 	} {
 		got := upward([]pkg{{ImportPath: module + "/" + c.from, Imports: []string{"fmt", module + "/" + c.to}}})
 		if (len(got) > 0) != c.bad {
@@ -205,19 +219,55 @@ var clock = regexp.MustCompile(`\btime\.(Now|Since|Until|Sleep|After|AfterFunc|T
 func TestProcessOneIsSmall(t *testing.T) {
 	skep := list(t, "./cmd/skep")[0]
 	for _, dep := range skep.Deps {
-		if slices.Contains(heavy, dep) || strings.HasPrefix(dep, "github.com/prometheus/") {
+		if slices.ContainsFunc(heavy, func(bad string) bool { return matches(dep, bad) }) {
 			t.Errorf("skep links %s", dep)
 		}
+		if name, ok := local(dep); ok && !counts(name) {
+			t.Errorf("skep links %s, which is no part of it", dep)
+		}
 	}
-	for _, p := range list(t, "./...") {
+	for _, bad := range dearImports(list(t, "./...")) {
+		t.Error(bad)
+	}
+}
+
+// dearImports returns what packages of skep import that is too dear for them.
+func dearImports(packages []pkg) []string {
+	var bad []string
+	for _, p := range packages {
 		name, ok := local(p.ImportPath)
-		if !ok || under(name, "cmd") {
+		if !ok || !counts(name) || under(name, "cmd/skep-exporter") {
 			continue
 		}
 		for _, i := range p.Imports {
-			if strings.HasPrefix(i, "github.com/urfave/") {
-				t.Errorf("%s imports %s: the command line is cmd's alone", name, i)
+			if allowed, is := dear[i]; is && !slices.Contains(allowed, name) {
+				bad = append(bad, name+" imports "+i+", too dear for process 1")
 			}
+			if under(i, "github.com/urfave") && !under(name, "cmd") {
+				bad = append(bad, name+" imports "+i+": the command line is cmd's alone")
+			}
+		}
+	}
+	return bad
+}
+
+func TestDearImportsDetects(t *testing.T) {
+	for _, c := range []struct {
+		from, to string
+		bad      bool
+	}{
+		{"port", "strings", false},
+		{"port", "regexp", true},
+		{"port", "net", true},
+		{"control", "encoding/json", false},
+		{"config", "github.com/urfave/cli/v2", true},
+		{"cmd/skep", "github.com/urfave/cli/v2", false},
+		{"internal/testneed", "regexp", false},
+		{"cmd/skep-exporter", "text/template", false},
+	} {
+		got := dearImports([]pkg{{ImportPath: module + "/" + c.from, Imports: []string{c.to}}})
+		if (len(got) > 0) != c.bad {
+			t.Errorf("%s imports %s: %q", c.from, c.to, got)
 		}
 	}
 }

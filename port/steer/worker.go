@@ -29,6 +29,7 @@ type worker struct {
 	conns  int           // files - base, or -1
 	moved  time.Duration // when it was last seen to get on
 	stalls bool          // a member's queue was not empty at the last look
+	looked uint          // how often it has been looked at
 	gone   bool          // the process has ended
 }
 
@@ -94,8 +95,14 @@ func (w *worker) look(now time.Duration, r *readings) (more int) {
 			w.moved = now
 		}
 	}
-	w.wait = Unknown
-	if w.wchan >= 0 {
+	w.looked++
+	switch {
+	case w.wchan < 0:
+		w.wait = Unknown
+	case w.wait == Idle && w.conns == 0 && !w.stalls && w.looked%4 != 0:
+		// Without a connection it has nothing to do. Reading the wait channel is most of what a tick costs, so it is read only now and then, for the case
+		// that the number is wrong.
+	default:
 		n := readStart(w.wchan, r.name[:])
 		w.wait = w.classify(now, r.name[:n])
 	}

@@ -109,7 +109,7 @@ type Pending struct {
 // one works.
 func Take(path, key string) *Pending {
 	p := &Pending{events: make(chan Event), abandon: make(chan struct{})}
-	t := taker{path: path, key: key, events: p.events, abandon: p.abandon, flock: flock}
+	t := taker{path: path, key: key, events: p.events, abandon: p.abandon, flock: flock, local: local}
 	go t.run()
 	return p
 }
@@ -128,7 +128,8 @@ type taker struct {
 	events    chan<- Event
 	abandon   <-chan struct{}
 	file      *os.File
-	flock     func(*os.File) error // a test lets it fail
+	flock     func(*os.File) error  // a test lets it fail
+	local     func(*os.File) string // a test has such a volume
 }
 
 func (t *taker) run() {
@@ -146,7 +147,7 @@ func (t *taker) run() {
 			case t.events <- end:
 			case <-t.abandon:
 				if taken, ok := end.(Taken); ok {
-					taken.Lock.Release(false)
+					<-taken.Lock.Release(false)
 				}
 			}
 			return
@@ -191,6 +192,9 @@ func (t *taker) try() (Event, error) {
 			return nil, fmt.Errorf("cannot open the lock: %w", err)
 		}
 		t.file = file
+		if why := t.local(file); why != "" {
+			return nil, fmt.Errorf("cannot use the lock %s: its volume is mounted with %s, so a lock holds on this node alone", t.path, why)
+		}
 	}
 	switch err := t.flock(t.file); {
 	case errors.Is(err, syscall.EWOULDBLOCK):
@@ -229,7 +233,7 @@ func (t *taker) try() (Event, error) {
 }
 
 // open opens the lock for writing, which NFS wants for an exclusive lock
-// (flock(2)). O_NONBLOCK keeps a FIFO or a device from blocking.
+// (flock(2)). O_NONBLOCK keeps a device from blocking.
 func open(path string) (*os.File, error) {
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NONBLOCK, 0o666)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -460,7 +461,7 @@ func TestFailed(t *testing.T) {
 // TestNoLocks: a volume that cannot lock is an error at once, never a lock.
 func TestNoLocks(t *testing.T) {
 	for _, errno := range []syscall.Errno{syscall.ENOLCK, syscall.EOPNOTSUPP, syscall.ENOSYS, syscall.EINVAL, syscall.EIO, syscall.ESTALE} {
-		taker := &taker{path: filepath.Join(t.TempDir(), "lock"), flock: func(*os.File) error { return errno }}
+		taker := &taker{path: filepath.Join(t.TempDir(), "lock"), flock: func(*os.File) error { return errno }, local: local}
 		if ev, err := taker.try(); ev != nil || !errors.Is(err, errno) {
 			t.Errorf("%v: %v, %v", errno, ev, err)
 		}
@@ -554,6 +555,81 @@ func TestAbandon(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatal("the lock was abandoned and is held")
 		}
+	}
+}
+
+// TestAbandonTaken: abandoned at the moment in which the lock has been taken, it
+// is let go of.
+func TestAbandonTaken(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	var file *os.File // kept, or the garbage collector would close it
+	abandon := make(chan struct{})
+	taker := &taker{path: path, events: make(chan Event), abandon: abandon, local: local, flock: func(f *os.File) error {
+		file = f
+		close(abandon)
+		return flock(f)
+	}}
+	taker.run()
+	if !available(t, path) {
+		t.Error("nobody received the lock and it is held")
+	}
+	runtime.KeepAlive(file)
+}
+
+// TestDoneMeanwhile: the holder before finished between the look at the stamp and
+// the lock.
+func TestDoneMeanwhile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	taker := &taker{path: path, key: "k", local: local, flock: func(f *os.File) error {
+		if err := (&Lock{path: path, key: "k"}).stamp([]string{"A=1"}); err != nil {
+			t.Fatal(err)
+		}
+		return flock(f)
+	}}
+	got, err := taker.try()
+	if diff := cmp.Diff(Event(Taken{Done: true, Vars: []string{"A=1"}}), got); err != nil || diff != "" {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
+	}
+	if !available(t, path) {
+		t.Error("the work is done and the lock is held")
+	}
+}
+
+func TestLocalLocks(t *testing.T) {
+	const mounts = `22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw
+30 22 0:50 / /data rw,relatime shared:5 - nfs4 server:/x rw,vers=4.2,local_lock=none,addr=10.0.0.1
+31 22 0:51 / /data\040b rw,relatime - nfs server:/x rw,vers=3,nolock,local_lock=all,addr=10.0.0.1
+32 22 0:52 / /c rw - nfs server:/x rw,vers=3,local_lock=flock
+33 22 0:53 / /d rw - nfs server:/x rw,vers=3,local_lock=posix
+34 22 0:54 / /e rw master:1 propagate_from:2 - cifs //server/x rw,nobrl
+35 22 0:55 / /nolock rw,nolock - ext4 /dev/nolock rw,nolock,nobrl
+36 22 0:56
+37 22 0:57 / /f rw -
+38 22 0:57 / /f rw - nfs
+39 22 0:5 / /g rw - nfs4 server:/x rw,local_lock=all
+`
+	for minor, want := range map[uint32]string{50: "", 51: "nolock", 52: "local_lock=flock", 53: "", 54: "nobrl", 55: "", 56: "", 57: "", 5: "local_lock=all", 58: ""} {
+		if got := localOption(mounts, 0, minor); got != want {
+			t.Errorf("0:%d: got %q, want %q", minor, got, want)
+		}
+	}
+	if got := localOption(mounts, 8, 1); got != "" {
+		t.Errorf("8:1: %q", got)
+	}
+	// The machine's own mounts: the device of a file is found, by its numbers.
+	file, err := open(filepath.Join(t.TempDir(), "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if why := local(file); why != "" {
+		t.Errorf("the tests' folder: %s", why)
+	}
+	taker := &taker{path: file.Name(), flock: flock, local: func(*os.File) string { return "nolock" }}
+	ev, err := taker.try()
+	taker.close()
+	if ev != nil || err == nil || !strings.Contains(err.Error(), "is mounted with nolock, so a lock holds on this node alone") {
+		t.Errorf("%v, %v", ev, err)
 	}
 }
 

@@ -5,14 +5,16 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"os"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"skep/internal/logger"
+	"skep/prestart/wait/dial"
 )
 
 // Exit codes of the child.
@@ -160,12 +162,12 @@ func limited(ctx context.Context, try func(context.Context) error) error {
 func (t Target) try(ctx context.Context) error {
 	switch t.scheme {
 	case "tcp":
-		return dial(ctx, "tcp", t.address)
+		return hangUp(dial.TCP(ctx, t.address))
 	case "unix":
-		err := dial(ctx, "unix", t.address)
-		if errors.Is(err, syscall.EPROTOTYPE) { // there, and of another type
-			if err = dial(ctx, "unixpacket", t.address); errors.Is(err, syscall.EPROTOTYPE) {
-				err = dial(ctx, "unixgram", t.address)
+		var err error
+		for _, kind := range []int{unix.SOCK_STREAM, unix.SOCK_SEQPACKET, unix.SOCK_DGRAM} {
+			if err = hangUp(dial.Unix(ctx, t.address, kind)); !errors.Is(err, syscall.EPROTOTYPE) {
+				break // EPROTOTYPE: there, and of another type
 			}
 		}
 		return err
@@ -176,8 +178,7 @@ func (t Target) try(ctx context.Context) error {
 	return t.get(ctx)
 }
 
-func dial(ctx context.Context, network, address string) error {
-	conn, err := new(net.Dialer).DialContext(ctx, network, address)
+func hangUp(conn *os.File, err error) error {
 	if err != nil {
 		return err
 	}
@@ -194,7 +195,7 @@ const notHTTP = statusError("did not answer in HTTP")
 // get sends one GET and reads the status line. It is written by hand because
 // net/http would be larger than all of skep.
 func (t Target) get(ctx context.Context) error {
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", t.address)
+	conn, err := dial.TCP(ctx, t.address)
 	if err != nil {
 		return err
 	}
@@ -261,21 +262,16 @@ func readLine(r *bufio.Reader) (string, error) {
 // line names already.
 func cause(err error) string {
 	var (
-		dns   *net.DNSError
-		errno syscall.Errno
-		text  statusError
-		limit net.Error
+		errno   syscall.Errno
+		text    statusError
+		timeout interface{ Timeout() bool }
 	)
 	switch {
 	case errors.As(err, &text):
 		return string(text)
-	case errors.As(err, &dns) && dns.IsNotFound:
-		return "no such host"
-	case errors.As(err, &dns):
-		return "the name cannot be looked up: " + printable(dns.Err)
 	case errors.As(err, &errno) && errno != 0:
 		return errno.Error()
-	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &limit) && limit.Timeout():
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return "no answer within " + tryLimit.String()
 	}
 	return printable(err.Error())

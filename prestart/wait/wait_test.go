@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -22,11 +23,23 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"skep/internal/logger"
+	"skep/prestart/wait/dial"
 )
 
 func TestMain(m *testing.M) {
 	if Is(os.Args) {
 		os.Exit(Main(os.Args))
+	}
+	if os.Getenv("WAIT_TEST_ROLE") == "parent" {
+		// skep that is not PID 1: starts the wait and is killed.
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Args = os.Args
+		cmd.Args[0] = name
+		cmd.Stderr = os.Stderr
+		if err := cmd.Run(); err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }
@@ -236,6 +249,36 @@ func TestTERMEndsAtOnce(t *testing.T) {
 	}
 }
 
+// TestParentGone: nobody waits any more, so the child does not either.
+func TestParentGone(t *testing.T) {
+	address, _ := free(t)
+	c := &child{cmd: exec.Command("/proc/self/exe", "--timeout=1m", "tcp://"+address)}
+	c.cmd.Env = append(os.Environ(), "WAIT_TEST_ROLE=parent")
+	pipe, err := c.cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.stderr = bufio.NewReader(pipe)
+	if err := c.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	c.line(t)
+	if err := c.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	// The pipe ends when the child, which holds it too, has ended.
+	if err := pipe.(*os.File).SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for err = nil; err == nil; {
+		_, err = c.stderr.ReadString('\n')
+	}
+	if !errors.Is(err, io.EOF) {
+		t.Errorf("the child is still waiting: %v", err)
+	}
+	_ = c.cmd.Wait()
+}
+
 func TestHTTP(t *testing.T) {
 	address, listen := free(t)
 	var (
@@ -333,10 +376,10 @@ func TestSocketTypes(t *testing.T) {
 }
 
 func TestNoSuchHost(t *testing.T) {
-	if got := cause(&net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", Name: "db", IsNotFound: true}}); got != "no such host" {
+	if got := cause(dial.ErrNotFound); got != "no such host" {
 		t.Error(got)
 	}
-	if got := cause(&net.OpError{Op: "dial", Err: &net.DNSError{Err: "server\tmisbehaving", Name: "db"}}); got != "the name cannot be looked up: server?misbehaving" {
+	if got := cause(errors.New("server\tmisbehaving")); got != "server?misbehaving" {
 		t.Error(got)
 	}
 }

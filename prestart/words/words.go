@@ -34,7 +34,8 @@ const needShell = "a shell would act on it and skep is none: put it in single qu
 // character ([*Error]): | & ; < > ( ) $ ` and a newline between words, a ~ or
 // # at the start of a word, and NAME=value before the program. To pass them on
 // silently is never what was meant. Pattern characters (* ? [ ] { }) are taken
-// as they are, as a shell does when no file matches: --allow-ips=* is common.
+// as they are, as a shell does when no file matches: --allow-ips=* is common. In
+// double quotes behind a shell's name $ and ` are for that shell.
 // A line without any word is [ErrEmpty].
 func Split(line string) ([]string, error) {
 	var (
@@ -111,7 +112,7 @@ func Split(line string) ([]string, error) {
 		case '"':
 			begin(i)
 			quoted = true
-			next, err := double(line, i, &word)
+			next, err := double(line, i, &word, len(list) > 0 && isShell(list[0]))
 			if err != nil {
 				return nil, err
 			}
@@ -137,9 +138,20 @@ func Split(line string) ([]string, error) {
 	return list, nil
 }
 
+// isShell tells whether a program is a shell, which expands by itself what is
+// written in double quotes behind it: sh -c "echo $HOME" means the same here as
+// when typed, but that the inner shell does the work.
+func isShell(program string) bool {
+	switch program[strings.LastIndexByte(program, '/')+1:] {
+	case "sh", "ash", "bash", "dash", "ksh", "zsh", "busybox":
+		return true
+	}
+	return false
+}
+
 // double writes what is in the double quotes that open at line[open] and
-// returns the index of those that close.
-func double(line string, open int, word *strings.Builder) (int, error) {
+// returns the index of those that close. Only for a shell are $ and ` kept.
+func double(line string, open int, word *strings.Builder, shell bool) (int, error) {
 	for i := open + 1; i < len(line); i++ {
 		switch c := line[i]; c {
 		case 0:
@@ -147,7 +159,10 @@ func double(line string, open int, word *strings.Builder) (int, error) {
 		case '"':
 			return i, nil
 		case '$', '`':
-			return 0, &Error{Pos: i, Problem: string(c) + " in double quotes: " + needShell}
+			if !shell {
+				return 0, &Error{Pos: i, Problem: string(c) + " in double quotes: " + needShell}
+			}
+			word.WriteByte(c)
 		case '\\':
 			if i+1 < len(line) {
 				switch line[i+1] {

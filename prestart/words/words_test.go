@@ -22,6 +22,8 @@ func TestSplit(t *testing.T) {
 		`a "b c" 'd e' f\ g`:                  {"a", "b c", "d e", "f g"},
 		`a'b'"c"d`:                            {"abcd"},
 		`a '' ""`:                             {"a", "", ""},
+		`sh -c "echo $A >> $SKEP_ENV"`:        {"sh", "-c", "echo $A >> $SKEP_ENV"},
+		"/bin/bash -c \"x=`y`\"":              {"/bin/bash", "-c", "x=`y`"},
 		`''`:                                  {""},
 		`a "x\$y\` + "`" + `z\"w\\v\nu"`:      {"a", "x$y`z\"w\\v\\nu"},
 		"a \"b\\\nc\"":                        {"a", "bc"},

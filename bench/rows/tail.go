@@ -1,0 +1,148 @@
+package rows
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"skep/bench/load"
+	"skep/bench/peers"
+	"skep/bench/queueing"
+	"skep/bench/stats"
+)
+
+const (
+	tailWorkers = 4
+	tailBlock   = 200 * time.Millisecond
+	tailShare   = 0.02
+	tailLimit   = 20 * time.Millisecond
+	ideal       = "ideal queue"
+)
+
+func init() {
+	register(&Row{
+		Name:  "tail",
+		Title: "Tail latency when 2 % of the handlers block their worker",
+		Why: `Poisson arrivals, a connection each, four workers; one request in fifty blocks its
+worker for 200 ms. The table counts the other requests that needed more than 20 ms: they waited behind a
+blocked worker. With plain SO_REUSEPORT the kernel picks the worker by a hash of the addresses, so a blocked
+worker goes on getting its share, and everything that it gets waits. A shared queue (gunicorn, uvicorn) has
+only free workers take connections, but a free asyncio worker takes several at once from the queue, and those
+behind a blocking one wait although others are idle. skep steers before the worker takes anything: it looks at
+the queues and at what the accepting threads wait for. Node's primary hands connections out in turn, whether
+the worker is blocked or not. The ideal queue is the same arrivals in a simulation: four workers, one queue,
+first come first served, no time lost between. What is left above the ideal are the connections that came
+between a worker's block and the next look at it, and the time the machine itself takes.`,
+		Cases: []string{"150/s", "300/s"},
+		Subjects: []string{ideal, "skep", "skep hash", "plain reuseport", "uvicorn --workers", "gunicorn + uvicorn",
+			"gunicorn sync", "node cluster"},
+		Reference: []string{ideal},
+		Base:      ideal,
+		Ratio:     "over",
+		Metrics: []Metric{
+			{Name: "over", Title: "over 20 ms, %", Digits: 2},
+			{Name: "p50", Title: "p50, ms", Digits: 2},
+			{Name: "p99", Title: "p99, ms", Digits: 1},
+			{Name: "p999", Title: "p99.9, ms", Digits: 1},
+			{Name: "failed", Title: "failed"},
+			{Name: "late", Title: "generator late p99, ms", Digits: 2},
+		},
+		Goals: []Goal{
+			{Case: "150/s", Subject: "skep", Metric: "over", AtMost: true, Bound: 1.1, Of: ideal},
+			{Case: "300/s", Subject: "skep", Metric: "over", AtMost: true, Bound: 1.1, Of: ideal},
+			{Case: "300/s", Subject: "skep", Metric: "over", AtMost: true, Bound: 1, Of: "gunicorn + uvicorn"},
+			{Case: "300/s", Subject: "skep", Metric: "over", AtMost: true, Bound: 1, Of: "uvicorn --workers"},
+		},
+		Plots:   []Plot{{Kind: "curve", Title: "Latency of the requests that do not block", Unit: "ms"}},
+		Measure: tail,
+	})
+}
+
+func tail(ctx context.Context, e *Env, j Job) (Sample, error) {
+	var rate float64
+	if _, err := fmt.Sscanf(j.Case, "%f/s", &rate); err != nil {
+		return Sample{}, err
+	}
+	seed := e.seed(j)
+	times := load.Poisson(seed, rate, pick(e, 20*time.Second, 4*time.Second))
+	plan := load.Mix(seed, times, "/", fmt.Sprintf("/block?ms=%d", tailBlock.Milliseconds()), tailShare)
+	var records []load.Record
+	if j.Subject == ideal {
+		base, err := e.serviceTime(ctx)
+		if err != nil {
+			return Sample{}, err
+		}
+		records = idealRecords(plan, base)
+	} else {
+		v, err := serve(ctx, e, j, peers.Config{Workers: tailWorkers})
+		if err != nil {
+			return Sample{}, err
+		}
+		defer v.End()
+		if records, err = drive(ctx, v, load.Options{}, plan); err != nil {
+			return Sample{}, err
+		}
+	}
+	return tailSample(records), nil
+}
+
+func tailSample(records []load.Record) Sample {
+	quick := func(r load.Record) bool { return !r.Blocking }
+	lat := milliseconds(records, func(r load.Record) bool { return quick(r) && r.OK() })
+	q := stats.Quantiles(lat, 0.5, 0.99, 0.999)
+	// A request that failed did not come back in time either.
+	slow := count(records, func(r load.Record) bool { return quick(r) && (!r.OK() || r.Latency > tailLimit) })
+	return Sample{
+		Values: Values{
+			"over": 100 * slow / count(records, quick), "p50": q[0], "p99": q[1], "p999": q[2],
+			"failed": count(records, failed), "late": lateness(records),
+		},
+		Curve: curve(lat), Note: reasons(records),
+	}
+}
+
+// idealRecords are the records that a server without any loss would have given.
+func idealRecords(plan []load.Arrival, base time.Duration) []load.Record {
+	jobs := make([]queueing.Job, len(plan))
+	for i, a := range plan {
+		jobs[i] = queueing.Job{At: a.At, Service: base}
+		if a.Blocking {
+			jobs[i].Service += tailBlock
+		}
+	}
+	records := make([]load.Record, len(plan))
+	for i, w := range queueing.Waits(tailWorkers, jobs) {
+		records[i] = load.Record{Start: plan[i].At, Sent: plan[i].At, Latency: w + jobs[i].Service,
+			Status: 200, Conn: -1, Blocking: plan[i].Blocking}
+	}
+	return records
+}
+
+// serviceTime is how long a worker needs for an empty handler with a new
+// connection, on this machine: the median at a load that queues nothing. It is
+// measured once.
+func (e *Env) serviceTime(ctx context.Context) (time.Duration, error) {
+	if d, ok := e.base["uvicorn"]; ok {
+		return d, nil
+	}
+	s, _ := peers.Find("plain reuseport")
+	v, err := s.Serve(ctx, e.Tools, peers.Config{Workers: 1}, 30*time.Second)
+	if err != nil {
+		return 0, err
+	}
+	defer v.End()
+	records, err := drive(ctx, v, load.Options{}, load.Mix(1, load.Poisson(1, 50, 2*time.Second), "/", "", 0))
+	if err != nil {
+		return 0, err
+	}
+	if n := count(records, failed); n > 0 {
+		return 0, fmt.Errorf("cannot measure the service time: %s", reasons(records))
+	}
+	lat := milliseconds(records, load.Record.OK)
+	d := time.Duration(stats.Quantile(lat, 0.5) * float64(time.Millisecond))
+	if e.base == nil {
+		e.base = map[string]time.Duration{}
+	}
+	e.base["uvicorn"] = d
+	return d, nil
+}
