@@ -1,7 +1,6 @@
 package steer
 
 import (
-
 	"golang.org/x/sys/unix"
 )
 
