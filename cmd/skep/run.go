@@ -113,6 +113,8 @@ func application(signals *initd.Signals, code *int) *cli.App {
 		// The default handler calls os.Exit and prints in a form of its own.
 		ExitErrHandler: func(*cli.Context, error) {},
 		OnUsageError:   usageError,
+		// These are for the help alone: withCommand gives every flag to a command.
+		Flags: flags(make(map[string]*values)),
 		Commands: []*cli.Command{
 			command("run", "run the command as workers", "[--] command [args...]", nil, serve(false)),
 			command("prestart", "run only the steps before the start, then end", "", nil, serve(true)),
@@ -126,7 +128,21 @@ func application(signals *initd.Signals, code *int) *cli.App {
 // command makes one command that takes every setting as a flag.
 func command(name, usage, arguments string, more []cli.Flag, action func(*cli.Context, config.Input) error) *cli.Command {
 	given := make(map[string]*values)
-	var flags []cli.Flag
+	return &cli.Command{
+		Name: name, Usage: usage, ArgsUsage: arguments, Flags: append(flags(given), more...),
+		HideHelpCommand: true, OnUsageError: usageError,
+		Action: func(c *cli.Context) error {
+			in := config.Input{Flags: make(map[string][]string), Environ: os.Environ(), Command: c.Args().Slice()}
+			for name, v := range given {
+				in.Flags[name] = v.list
+			}
+			return action(c, in)
+		},
+	}
+}
+
+// flags makes one flag for each setting; what they are given is kept in given.
+func flags(given map[string]*values) (flags []cli.Flag) {
 	for _, s := range config.Settings() {
 		v := &values{toggle: s.Switch()}
 		given[s.Name] = v
@@ -142,17 +158,7 @@ func command(name, usage, arguments string, more []cli.Flag, action func(*cli.Co
 			flags = append(flags, &cli.GenericFlag{Name: s.Short, Usage: "short for --" + s.Name, Value: v})
 		}
 	}
-	return &cli.Command{
-		Name: name, Usage: usage, ArgsUsage: arguments, Flags: append(flags, more...),
-		HideHelpCommand: true, OnUsageError: usageError,
-		Action: func(c *cli.Context) error {
-			in := config.Input{Flags: make(map[string][]string), Environ: os.Environ(), Command: c.Args().Slice()}
-			for name, v := range given {
-				in.Flags[name] = v.list
-			}
-			return action(c, in)
-		},
-	}
+	return flags
 }
 
 // usageError puts the words of package flag into skep's.
