@@ -55,10 +55,13 @@ type draft struct {
 	stopTimeout  *time.Duration
 	startTimeout time.Duration
 	alive        time.Duration
-	readyGiven   bool
 	serving      string // the first serving flag that was given
 	reloadSignal int
+	given        map[string]given // by the setting's name
 }
+
+// given is where a setting's value came from, and the last value as it was given.
+type given struct{ source, value string }
 
 func duration(at func(*draft) *time.Duration) func(*draft, string) error {
 	return func(d *draft, s string) (err error) {
@@ -319,7 +322,6 @@ func setListen(d *draft, s string) error {
 }
 
 func setReady(d *draft, s string) error {
-	d.readyGiven = true
 	alive, found := strings.CutPrefix(s, "alive:")
 	switch {
 	case s == "auto":
