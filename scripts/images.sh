@@ -26,15 +26,46 @@ packages=(
 	default-jre-headless
 	tini dumb-init catatonit
 )
-# Both images carry this label, with the hash of this script as its value: a
-# changed script makes new images.
+# Both images carry this label; its value is the hash of all that decides what
+# is in them: another recipe makes new images.
 label=skep.test.image
-version=$(sha256sum "$0" | cut -c1-16)
 
 fail() {
 	echo "images: $*" >&2
 	exit 1
 }
+
+bootstrap() {
+	rm -rf --one-file-system "$root"
+	debootstrap --variant=minbase --include=ca-certificates "$suite" "$root" "$mirror"
+}
+
+# A namespace of its own: /proc is seen only inside, and whatever a package
+# starts is gone when apt-get is.
+inside() {
+	unshare --mount --pid --fork --kill-child --mount-proc="$root/proc" \
+		chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C DEBIAN_FRONTEND=noninteractive "$@"
+}
+
+# import IMAGE: the tree as one layer. An imported image has no environment, so
+# PATH is said here as official images say it.
+import() {
+	local old
+	old=$(docker images -q --no-trunc --filter "label=$label" "$1")
+	tar -C "$root" --exclude='./proc/*' --exclude='./sys/*' --exclude='./dev/*' \
+		--exclude='./var/cache/apt/*' --exclude='./var/lib/apt/lists/*' \
+		--exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' --exclude='./usr/share/locale/*' \
+		-c . |
+		docker import \
+			-c 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' \
+			-c 'CMD ["bash"]' \
+			-c "LABEL $label=$version" \
+			- "$1" >/dev/null
+	[[ -z "$old" ]] || docker rmi "$old" >/dev/null 2>&1 || true # in use: stays until clean
+	echo "images: made $1 (${SECONDS} s)"
+}
+
+version=$({ declare -f bootstrap inside import; echo "$suite ${packages[*]}"; } | sha256sum | cut -c1-16)
 
 # has IMAGE: does the engine have it in this script's version?
 has() {
@@ -93,36 +124,6 @@ run() {
 	done
 	tail -n 30 "$log" >&2
 	return 1
-}
-
-bootstrap() {
-	rm -rf --one-file-system "$root"
-	debootstrap --variant=minbase --include=ca-certificates "$suite" "$root" "$mirror"
-}
-
-# A namespace of its own: /proc is seen only inside, and whatever a package
-# starts is gone when apt-get is.
-inside() {
-	unshare --mount --pid --fork --kill-child --mount-proc="$root/proc" \
-		chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C DEBIAN_FRONTEND=noninteractive "$@"
-}
-
-# import IMAGE: the tree as one layer. An imported image has no environment, so
-# PATH is said here as official images say it.
-import() {
-	local old
-	old=$(docker images -q --no-trunc --filter "label=$label" "$1")
-	tar -C "$root" --exclude='./proc/*' --exclude='./sys/*' --exclude='./dev/*' \
-		--exclude='./var/cache/apt/*' --exclude='./var/lib/apt/lists/*' \
-		--exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' --exclude='./usr/share/locale/*' \
-		-c . |
-		docker import \
-			-c 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' \
-			-c 'CMD ["bash"]' \
-			-c "LABEL $label=$version" \
-			- "$1" >/dev/null
-	[[ -z "$old" ]] || docker rmi "$old" >/dev/null 2>&1 || true # in use: stays until clean
-	echo "images: made $1 (${SECONDS} s)"
 }
 
 SECONDS=0

@@ -137,7 +137,8 @@ var (
 
 // Build builds a Dockerfile, its path given from the folder root, with build
 // arguments such as "BASE=scratch", and returns the image's id. The same image
-// is built once per run of the test binary and removed at its end.
+// is built once per run of the test binary and removed at its end. The steps
+// have no network: what they need is in the base or in the repository.
 func Build(t testing.TB, root, dockerfile string, buildArgs ...string) string {
 	t.Helper()
 	buildMutex.Lock()
@@ -147,7 +148,7 @@ func Build(t testing.TB, root, dockerfile string, buildArgs ...string) string {
 		return id
 	}
 	used.Store(true)
-	args := append([]string{"build", "--quiet", "--file", root + "/" + dockerfile}, labels()...)
+	args := append([]string{"build", "--quiet", "--network=none", "--file", root + "/" + dockerfile}, labels()...)
 	for _, a := range buildArgs {
 		args = append(args, "--build-arg", a)
 	}
