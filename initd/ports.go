@@ -30,10 +30,11 @@ func (l *loop) holdListeners() error {
 
 // answer answers one call of a worker and acts on what it means.
 func (l *loop) answer(ask *port.Ask) {
-	fact := l.ports.Answer(ask)
-	if l.sup == nil {
+	if l.workers[ask.Slot] == nil {
+		l.ports.Decline(ask) // what a worker that is gone has left behind
 		return
 	}
+	fact := l.ports.Answer(ask)
 	switch fact := fact.(type) {
 	case port.Shared:
 		l.log.Log(logger.Debug, "worker got a held socket", l.slotOf(fact.Slot), logger.Field{Key: "address", Value: fact.Addr.String()})

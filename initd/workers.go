@@ -261,6 +261,7 @@ func (l *loop) intercept(w *worker, socket int) {
 			l.reports <- func() { l.cannotShare(w, err) }
 			return
 		}
+		l.reports <- func() { l.step(supervise.Proven{}) }
 		err = port.Intercept(l.ctx, listener, w.seat, l.asks)
 		if err != nil && l.ctx.Err() == nil {
 			l.reports <- func() {

@@ -88,3 +88,22 @@ func TestAbandon(t *testing.T) {
 	// It stands for Begin: afterwards it would leave the workers behind.
 	playReady(t, service(1)).step(Abandon{Code: 7}).want("").wantStates("0:ready")
 }
+
+// The others wait until the first has shown that it works, and are not started
+// at all when it has shown the opposite.
+func TestFirstAlone(t *testing.T) {
+	p := service(3)
+	p.FirstAlone = true
+	sc := play(t, p).want("start 0 in slot 0").clear()
+	sc.step(Tick{}).after(10 * time.Second).want("")
+	sc.step(Proven{}).want("start 1 in slot 1, start 2 in slot 2")
+
+	sc = play(t, p).clear()
+	sc.step(Scale{Workers: 1}).want("retire 2, retire 1")
+	sc.clear().step(Proven{}).ready(0).want("")
+
+	// Nobody waits for a first one that is gone.
+	p.Restart = RestartAlways
+	sc = play(t, p).clear().exit(0, 1).after(time.Second)
+	sc.want("start 1 in slot 1")
+}

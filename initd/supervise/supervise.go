@@ -115,6 +115,8 @@ func (s *Supervisor) Step(now time.Time, ev Event) []Effect {
 		s.startFailed(now, ev)
 	case Exited:
 		s.exited(now, ev)
+	case Proven:
+		s.policy.FirstAlone = false
 	case BecameReady:
 		if st := s.byPID(ev.PID); st != nil && st.State == Starting {
 			s.becameReady(now, st)
@@ -299,7 +301,7 @@ func (s *Supervisor) addSeat(slot, replaces int) *seat {
 func (s *Supervisor) startMore(now time.Time) {
 	starting := 0
 	for _, st := range s.seats {
-		if st.State == Starting && st.PID == 0 {
+		if st.State == Starting && st.PID == 0 || s.policy.FirstAlone && st.PID != 0 {
 			return
 		}
 		if st.State == Starting && now.Before(st.Started.Add(s.policy.StartSpacing)) {
