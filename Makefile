@@ -21,6 +21,8 @@ MAX_SIZE := 4500000
 # How long each fuzz target runs, and how many runs a simulation makes.
 FUZZTIME   ?= 30s
 SIM_CHECKS ?= 20000
+SIM_RUNS   ?= 200000
+SEED       ?= $(shell echo $$RANDOM)
 # A benchmark's or a test's name, to run only that.
 BENCH ?= .
 RUN   ?= .
@@ -64,11 +66,12 @@ fuzz: ## Run every fuzz target in turn, FUZZTIME each (30s)
 	@scripts/fuzz.sh $(FUZZTIME)
 
 .PHONY: sim
-sim: ## Run the random simulations long: SIM_CHECKS runs of each (20000)
+sim: ## Run the random simulations long (SIM_RUNS=, SEED= for the supervisor's)
 	@packages=$$(go list -f '{{range .TestImports}}{{.}} {{end}}{{range .XTestImports}}{{.}} {{end}}{{"\t"}}{{.ImportPath}}' ./... | \
 		awk -F '\t' '$$1 ~ /pgregory.net\/rapid / { print $$2 }'); \
 	if [[ -z "$$packages" ]]; then echo "sim: no package has random simulations"; exit 0; fi; \
 	go test -count=1 -timeout 60m $$packages -rapid.checks=$(SIM_CHECKS)
+	@go test -count=1 -timeout 60m ./initd/supervise -run 'TestSimulation$$' -sim.runs=$(SIM_RUNS) -sim.seed=$(SEED)
 
 # Flags of the benchmark beside the peers, such as -rows tail,crash -runs 3.
 ARGS ?=

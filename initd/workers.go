@@ -42,7 +42,7 @@ func (l *loop) start(e supervise.Start) supervise.Event {
 			}
 			return supervise.StartFailed{Seat: e.Seat, Code: cannot.ExitCode(), Err: err.Error(), Transient: cannot.Transient()}
 		}
-		return supervise.StartFailed{Seat: e.Seat, Code: ExitOwnFault, Err: err.Error(), Transient: true}
+		return supervise.StartFailed{Seat: e.Seat, Code: ExitOwnFault, Err: err.Error(), Transient: reaper.Transient(err)}
 	}
 	c, spec, err := l.command(w)
 	if err != nil {
