@@ -66,7 +66,7 @@ type loop struct {
 	env     []string
 	user    *launch.User
 
-	table   *reaper.Table
+	table   processes
 	sup     *supervise.Supervisor
 	before  *before // the steps before the start, nil when they are over
 	ports   *port.Set
@@ -91,6 +91,18 @@ type loop struct {
 	ctx       context.Context // ends with the loop
 	childless bool
 	early     []string // lines from before there was a log
+}
+
+// processes is what the loop does to processes, all of it. It is reaper.Table;
+// tests of timers put made-up processes in its place.
+type processes interface {
+	Start(c reaper.Command) (pid int, err error)
+	Has(pid int) bool
+	Reap(exited func(reaper.Exit), stopped func(pid, signal int)) (children bool)
+	Signal(pid, sig int, group bool) error
+	SignalTree(pid, sig int)
+	SignalLeft(self, group, sig int)
+	Sweep(self, sig int)
 }
 
 // prepare does all that may fail before anything is started.
