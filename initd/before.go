@@ -232,6 +232,20 @@ func (b *before) closeFile() {
 	}
 }
 
+// heed tells the machine every signal that has arrived. It comes before exits
+// are taken: a step that ended well after a stop was asked for would otherwise
+// be followed by another one, or by a worker (law 7).
+func (l *loop) heed() {
+	for l.before != nil {
+		select {
+		case sig := <-l.signals.other:
+			l.signal(int(sig.(unix.Signal)))
+		default:
+			return
+		}
+	}
+}
+
 // signal passes a signal on to the step that runs; a stop ends the steps.
 func (b *before) signal(sig int) {
 	p := &b.l.o.Policy
@@ -255,7 +269,7 @@ func (b *before) finished(e prestart.Finished) {
 	l.before = nil
 	l.sup = supervise.New(l.o.Policy)
 	if e.Code != 0 || e.Stopped || l.o.Prestart.Only {
-		l.step(supervise.Abandon{Code: e.Code})
+		l.step(supervise.Abandon{Code: e.Code, By: e.By})
 		return
 	}
 	l.env = env.Merge(l.env, b.vars)

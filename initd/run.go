@@ -186,7 +186,9 @@ func (l *loop) run() (code int) {
 		case <-l.signals.child:
 			l.reap()
 		case sig := <-l.signals.other:
-			l.reap() // an exit that came first is seen first
+			if l.before == nil {
+				l.reap() // an exit that came first is seen first
+			}
 			l.signal(int(sig.(unix.Signal)))
 		case <-l.timer.C:
 			l.reap()
@@ -211,6 +213,9 @@ func (l *loop) begin() {
 	l.reap() // an orphan may have ended before SIGCHLD was caught
 	for _, line := range append(l.o.Warnings, l.early...) {
 		l.log.Log(logger.Warn, line)
+	}
+	if l.sup != nil {
+		return // a stop came before the first step
 	}
 	switch {
 	case l.before != nil:
@@ -282,6 +287,7 @@ func (l *loop) settle() {
 }
 
 func (l *loop) reap() {
+	l.heed()
 	var stopped func(int, int)
 	if l.terminal && l.self != 1 {
 		stopped = l.childStopped

@@ -85,6 +85,22 @@ func TestAbandon(t *testing.T) {
 	sc.step(Abandon{Code: 7}).want("retire 1, retire 0, sweep TERM").step(Begin{}).want("")
 	sc.step(Childless{}).want("quit 7").wantOver()
 
+	// A step that failed does not look done because a command may end like that.
+	p := service(2)
+	p.RemapExit = map[int]bool{7: true}
+	sc = &scene{t: t, s: New(p), now: epoch, nextPID: 100}
+	sc.step(Abandon{Code: 7}).clear().step(Childless{}).want("quit 7").wantOver()
+
+	// What the steps leave has no more time than the stop that ended them.
+	p.StopTimeout, p.SweepTimeout = time.Minute, time.Minute
+	sc = &scene{t: t, s: New(p), now: epoch, nextPID: 100}
+	sc.step(Abandon{Code: 143, By: epoch.Add(3 * time.Second)}).clear()
+	sc.after(2999 * time.Millisecond).want("").after(time.Millisecond).want("sweep KILL")
+	sc.after(giveUp).want("quit 143").wantOver()
+	sc = &scene{t: t, s: New(p), now: epoch, nextPID: 100}
+	sc.step(Abandon{Code: 137, By: epoch.Add(-500 * time.Millisecond)}).want("retire 1, retire 0, sweep TERM, sweep KILL")
+	sc.after(giveUp - 500*time.Millisecond).want("quit 137").wantOver()
+
 	// It stands for Begin: afterwards it would leave the workers behind.
 	playReady(t, service(1)).step(Abandon{Code: 7}).want("").wantStates("0:ready")
 }

@@ -178,8 +178,13 @@ type (
 	Reload struct{ Surge bool }
 	// Signal says that skep itself received a signal.
 	Signal struct{ Signal int }
-	// Abandon ends skep with the code without starting anything; it stands for Begin.
-	Abandon struct{ Code int }
+	// Abandon ends skep with exactly this code without starting anything; it stands
+	// for Begin. What is left may take until By, when a stop that began before has to
+	// be over; zero is the time that what a lone command leaves has.
+	Abandon struct {
+		Code int
+		By   time.Time
+	}
 	// Childless says that skep has no children of any kind.
 	Childless struct{}
 	// Tick says that Deadline has passed.
