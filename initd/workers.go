@@ -44,6 +44,7 @@ func (l *loop) start(e supervise.Start) supervise.Event {
 		}
 		return supervise.StartFailed{Seat: e.Seat, Code: ExitOwnFault, Err: err.Error(), Transient: reaper.Transient(err)}
 	}
+	l.ports.Renew(e.Seat)
 	c, spec, err := l.command(w)
 	if err != nil {
 		return failed(err)
