@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -95,6 +96,7 @@ func (l *loop) spawn(c reaper.Command, spec launch.Spec) (pid int, err error) {
 		// The stub does the rest in the new process, where PATH counts again.
 		c.Argv = append([]string{c.Path}, c.Argv[1:]...)
 		c.Path, c.Argv = launch.Command(l.exe, spec, c.Argv)
+		defer blockSignals()()
 	}
 	pid, err = l.table.Start(c)
 	if errors.Is(err, unix.ENOEXEC) {
@@ -103,6 +105,26 @@ func (l *loop) spawn(c reaper.Command, spec launch.Spec) (pid int, err error) {
 		pid, err = l.table.Start(c)
 	}
 	return pid, err
+}
+
+// blockSignals blocks every signal for this thread, and so for a process forked
+// from it, until the returned function is called. The stub is a Go program with
+// several threads: if one of them had taken a signal at the moment another
+// executes the command, the signal would die with its thread. Blocked from birth
+// it stays pending until the stub's last step unblocks it (launch.Main).
+func blockSignals() (restore func()) {
+	runtime.LockOSThread()
+	var all, old unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = ^all.Val[i]
+	}
+	if unix.PthreadSigmask(unix.SIG_SETMASK, &all, &old) != nil {
+		return runtime.UnlockOSThread
+	}
+	return func() {
+		_ = unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil)
+		runtime.UnlockOSThread()
+	}
 }
 
 // needed tells whether something has to happen between fork and exec.
