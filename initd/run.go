@@ -41,9 +41,6 @@ const ExitOwnFault = 125
 // was found wrong before anything was started; it is a *Failure. Run is called
 // once, from the main goroutine, after CatchSignals.
 func Run(o Options, signals *Signals) (int, error) {
-	// One processor is enough for the loop, and the threads that the runtime keeps
-	// for more of them would count against the container's pids limit.
-	runtime.GOMAXPROCS(1)
 	l, err := prepare(o, signals)
 	if err != nil {
 		return 0, err

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
@@ -75,15 +76,17 @@ type Logger struct {
 	format  Format
 	now     func() time.Time
 	lines   chan entry
+	start   sync.Once
 	dropped atomic.Int64
 	idle    chan struct{}
 }
 
-// New starts the goroutine that writes to fd. It lives until Close.
+// New makes a logger for fd. The goroutine that writes starts with the first
+// line and lives until Close: an init that has nothing to say needs no thread for
+// it.
 func New(fd int, level Level, format Format, now func() time.Time) *Logger {
 	l := &Logger{fd: fd, level: level, format: format, now: now,
 		lines: make(chan entry, queueLines), idle: make(chan struct{})}
-	go l.write()
 	return l
 }
 
@@ -110,6 +113,7 @@ type entry struct {
 }
 
 func (l *Logger) queue(e entry) {
+	l.start.Do(func() { go l.write() })
 	select {
 	case l.lines <- e:
 	default:
@@ -121,6 +125,7 @@ func (l *Logger) queue(e entry) {
 // timeout. Nothing may be logged after it.
 func (l *Logger) Close(timeout time.Duration) {
 	close(l.lines)
+	l.start.Do(func() { close(l.idle) })
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	select {
