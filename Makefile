@@ -27,6 +27,10 @@ SEED       ?= $(shell echo $$RANDOM)
 BENCH ?= .
 RUN   ?= .
 
+# Packages whose tests run processes by the hundred or look at the clock: one
+# after another, and not beside the others.
+ALONE := ^skep/(bench|conformance|e2e|port|reaper)
+
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .PHONY: help
@@ -49,8 +53,8 @@ test: build ## Run every test this machine can run; what it cannot is named with
 	@go vet ./...
 	@if docker version >/dev/null 2>&1; then scripts/images.sh || echo "images: not made: the tests that need them say so"; fi
 	@go run ./scripts/testsummary \
-		go test -json -timeout 10m $$(go list ./... | grep -v '^skep/e2e') \
-		-- go test -json -p 1 -timeout 10m ./e2e/...
+		go test -json -timeout 10m $$(go list ./... | grep -Ev '$(ALONE)') \
+		-- go test -json -p 1 -timeout 15m $$(go list ./... | grep -E '$(ALONE)')
 
 .PHONY: e2e
 e2e: build ## Run the stories of whole containers and whole commands (RUN=name for one)
