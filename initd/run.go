@@ -82,7 +82,8 @@ type loop struct {
 	sharing   bool  // workers are started with the bind filter
 	discover  bool  // still finding out whether the command is a server
 	draining  map[int]time.Time
-	looked    time.Time // at starting workers that were passed descriptors
+	stalls    map[int]*stall // by seat
+	looked    time.Time      // at starting workers that were passed descriptors
 	quit      bool
 	code      int
 	ctx       context.Context // ends with the loop
@@ -107,7 +108,7 @@ func prepare(o Options, signals *Signals) (*loop, error) {
 	l := &loop{
 		o: o, signals: signals, self: os.Getpid(), env: o.Environ,
 		table:   reaper.NewTable(),
-		workers: make(map[int]*worker), draining: make(map[int]time.Time),
+		workers: make(map[int]*worker), draining: make(map[int]time.Time), stalls: make(map[int]*stall),
 		asks: make(chan *port.Ask, 64), hangups: make(chan port.Hangup, 16), reports: make(chan func(), 64),
 	}
 	var err error
@@ -249,6 +250,7 @@ func (l *loop) arm() {
 		earliest(l.size.deadline(), true)
 		earliest(l.drainCheck(), true)
 		earliest(l.awaitAt(), true)
+		earliest(l.hangAt(), true)
 	}
 	if at.IsZero() {
 		l.timer.Stop()
@@ -269,6 +271,7 @@ func (l *loop) tick() {
 	l.size.tick(now)
 	l.checkDrained(now)
 	l.await(now)
+	l.checkHangs(now)
 }
 
 // settle tells the machines what follows from what has just happened.

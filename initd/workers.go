@@ -67,6 +67,7 @@ func (l *loop) start(e supervise.Start) supervise.Event {
 		return failed(err)
 	}
 	l.workers[e.Seat] = w
+	delete(l.stalls, e.Seat)
 	if l.o.As != nil {
 		l.print(l.o.As.Spawned(w.pid))
 	}
@@ -239,6 +240,7 @@ func variable(env []string, name string) string {
 func (l *loop) retire(seat int) {
 	delete(l.workers, seat)
 	delete(l.draining, seat)
+	delete(l.stalls, seat)
 	l.steer.leave(seat)
 }
 
