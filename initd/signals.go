@@ -28,7 +28,10 @@ func CatchSignals() *Signals {
 	var rest []os.Signal
 	for n := 1; n <= sys.SigMax; n++ {
 		switch unix.Signal(n) {
-		case unix.SIGKILL, unix.SIGSTOP, unix.SIGCHLD, unix.SIGPROF, 32, 33:
+		case unix.SIGKILL, unix.SIGSTOP, unix.SIGCHLD, unix.SIGPROF:
+		case 32, 33:
+			// posix_spawn(3) of glibc leaves them ignored, and children would inherit it.
+			sys.StopIgnoring(n)
 		default:
 			rest = append(rest, unix.Signal(n))
 		}
