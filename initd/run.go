@@ -381,6 +381,7 @@ func (l *loop) signal(sig int) {
 		return
 	}
 	switch {
+	case sig == int(unix.SIGPIPE) && l.log.OwnPipe():
 	case l.before != nil:
 		l.before.signal(sig)
 	case sig == int(unix.SIGCONT) && l.stopped:
