@@ -106,6 +106,15 @@ func signalNumber(s string) (int, error) {
 	return n, nil
 }
 
+// heardSignal is signalNumber for signals that skep itself has to hear.
+func heardSignal(s string) (int, error) {
+	n, err := signalNumber(s)
+	if err == nil && !initd.Catches(n) {
+		err = errors.New("skep is never told of " + sys.SignalName(n))
+	}
+	return n, err
+}
+
 // Settings lists every flag in the order of the help.
 func Settings() []Setting {
 	return []Setting{
@@ -250,7 +259,7 @@ func Settings() []Setting {
 			set: func(d *draft, s string) (err error) {
 				d.reloadSignal = 0
 				if s != "none" {
-					d.reloadSignal, err = signalNumber(s)
+					d.reloadSignal, err = heardSignal(s)
 				}
 				return err
 			}},
@@ -261,6 +270,9 @@ func Settings() []Setting {
 					n, err := signalNumber(strings.TrimSpace(name))
 					if err != nil {
 						return errors.New("want signals such as TERM,INT,QUIT")
+					}
+					if n, err = heardSignal(strings.TrimSpace(name)); err != nil {
+						return err
 					}
 					d.Policy.StopOn = append(d.Policy.StopOn, n)
 				}
@@ -357,6 +369,9 @@ func setSignalMap(d *draft, s string) error {
 	a, err := signalNumber(from)
 	if !found || err != nil {
 		return bad
+	}
+	if a, err = heardSignal(from); err != nil {
+		return err
 	}
 	b := 0
 	if to != "0" {

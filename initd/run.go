@@ -45,10 +45,7 @@ func Run(o Options, signals *Signals) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	code := l.run()
-	l.ports.CloseAll()
-	l.log.Close(200 * time.Millisecond)
-	return code, nil
+	return l.finish(), nil
 }
 
 // loop is all state of a running skep. Only the goroutine in run touches it.
@@ -164,6 +161,14 @@ func prepare(o Options, signals *Signals) (*loop, error) {
 	_ = unix.Chdir("/")
 	l.log = logger.New(2, o.LogLevel, o.LogFormat, time.Now)
 	return l, nil
+}
+
+// finish runs the loop to its end and lets go of what it had.
+func (l *loop) finish() (code int) {
+	code = l.run()
+	l.ports.CloseAll()
+	l.log.Close(200 * time.Millisecond)
+	return code
 }
 
 // run is the loop. It returns the exit code of skep.
