@@ -447,11 +447,35 @@ func TestWhatTheWaitChannelMeans(t *testing.T) {
 		{13 * s, "poll_schedule_timeout.constprop.0\n", false, Idle},
 		{14 * s, "hrtimer_nanosleep", false, Busy},
 		{15 * s, "0", false, Busy},
+		{15 * s, "futex_do_wait", false, Unknown}, // a thread of a pool rests; others may accept
+		{15 * s, "0", false, Busy},
 		{16 * s, "", false, Unknown}, // the thread is gone
 	} {
 		w.stalls = step.queued
 		if got := w.classify(step.now, []byte(step.name)); got != step.want {
 			t.Errorf("at %v %q means %v, want %v", step.now, step.name, got, step.want)
+		}
+	}
+}
+
+// TestNothingToBeBusyWith: whatever its thread does, a worker without a connection is not busy with one.
+func TestNothingToBeBusyWith(t *testing.T) {
+	w := &worker{pid: os.Getpid()}
+	w.open()
+	defer w.close()
+	var r readings
+	for conns, want := range map[int]Wait{0: Unknown, 1: Busy} {
+		// This thread runs at this moment, which is busy for one that has been idle.
+		runtime.LockOSThread()
+		w.tid = unix.Gettid()
+		w.openThread()
+		w.seenIdle, w.wait, w.stalls = true, Busy, true
+		w.files = fileSize(w.fdDir, &r.stat)
+		w.base, w.conns = w.files-conns, conns
+		w.look(time.Second, &r)
+		runtime.UnlockOSThread()
+		if w.wait != want {
+			t.Errorf("with %d connections it is %v, want %v", conns, w.wait, want)
 		}
 	}
 }
