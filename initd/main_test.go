@@ -98,6 +98,22 @@ func runAs(args []string) {
 	if err != nil {
 		fatal(err)
 	}
+	// Its input says how many processes this user may have from now on.
+	go func() {
+		for {
+			var n uint64
+			if _, err := fmt.Fscan(os.Stdin, &n); err != nil {
+				return
+			}
+			var limit unix.Rlimit
+			err := unix.Prlimit(0, unix.RLIMIT_NPROC, nil, &limit)
+			limit.Cur = min(n, limit.Max)
+			if err == nil {
+				err = unix.Prlimit(0, unix.RLIMIT_NPROC, &limit, nil)
+			}
+			fmt.Fprintln(os.Stderr, "limit is", limit.Cur, err)
+		}
+	}()
 	runSkep(args[1:], nil)
 }
 

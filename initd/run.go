@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -160,7 +161,34 @@ func prepare(o Options, signals *Signals) (*loop, error) {
 	}
 	_ = unix.Chdir("/")
 	l.log = logger.New(2, o.LogLevel, o.LogFormat, time.Now)
+	haveThreads(spareThreads)
 	return l, nil
+}
+
+// spareThreads is how many goroutines of the loop can be in system calls at a
+// time beside those that have a thread of their own: a fork, reading limits,
+// measuring and inspecting workers.
+const spareThreads = 4
+
+// haveThreads makes the runtime start threads that it keeps for later. When a
+// container's pids limit is reached there are no more to be had, and a Go program
+// that needs one then dies (runtime.newosproc): just when skep has to tell of it
+// and try again.
+func haveThreads(n int) {
+	var up, done sync.WaitGroup
+	gate := make(chan struct{})
+	up.Add(n)
+	for range n {
+		done.Go(func() {
+			runtime.LockOSThread() // so that no other goroutine can wait in this thread
+			up.Done()
+			<-gate
+			runtime.UnlockOSThread()
+		})
+	}
+	up.Wait()
+	close(gate)
+	done.Wait()
 }
 
 // finish runs the loop to its end and lets go of what it had.
@@ -422,15 +450,17 @@ func (l *loop) emergency(fault any, stack []byte) int {
 	l.table.Sweep(l.self, int(unix.SIGTERM))
 	grace := time.NewTimer(max(l.o.Policy.StopTimeout, l.o.Policy.SweepTimeout))
 	defer grace.Stop()
-	for reap() {
+	for killed := false; reap(); {
 		select {
 		case <-l.signals.child:
-			continue
 		case <-grace.C:
+			if killed {
+				return ExitOwnFault // what is left cannot be ended
+			}
+			killed = true
+			l.table.Sweep(l.self, int(unix.SIGKILL))
+			grace.Reset(time.Second)
 		}
-		l.table.Sweep(l.self, int(unix.SIGKILL))
-		reap()
-		break
 	}
 	return ExitOwnFault
 }
