@@ -65,6 +65,7 @@ type loop struct {
 	sup     *supervise.Supervisor
 	before  *before // the steps before the start, nil when they are over
 	ports   *port.Set
+	given   []*port.Held    // by --listen, in the order of its addresses
 	workers map[int]*worker // by seat
 	size    *sizer
 	steer   *steering
@@ -113,7 +114,12 @@ func prepare(o Options, signals *Signals) (*loop, error) {
 	if l.user, err = lookupUser(o.User); err != nil {
 		return nil, &Failure{Err: err, Code: ExitOwnFault}
 	}
-	if !o.Prestart.Only {
+	l.exe = executable()
+	if l.before, err = newBefore(l); err != nil {
+		return nil, &Failure{Err: err, Code: ExitOwnFault}
+	}
+	// A step may bring the program or set PATH: after steps it is looked for then.
+	if !o.Prestart.Only && l.before == nil {
 		if l.path, err = launch.LookPath(o.Command[0], variable(o.Environ, "PATH")); err != nil {
 			if o.As != nil {
 				return nil, refuse(o.As, err)
@@ -127,7 +133,6 @@ func prepare(o Options, signals *Signals) (*loop, error) {
 	// The workers' directory is today's; skep's own becomes / so that it holds no
 	// mount busy.
 	l.dir, _ = os.Getwd()
-	l.exe = executable()
 	l.terminal = foreground(0)
 	if isTerminal(0) {
 		l.o.Discover = false // a command on a terminal is a person's, not a service
@@ -137,11 +142,11 @@ func prepare(o Options, signals *Signals) (*loop, error) {
 	}
 	l.size, l.steer = newSizer(l), newSteering(l)
 	l.decideAtStart()
-	if err := l.holdListeners(); err != nil {
-		l.ports.CloseAll()
-		return nil, &Failure{Err: err, Code: ExitOwnFault}
+	err = l.holdListeners()
+	if err == nil && l.before == nil {
+		err = l.openListeners()
 	}
-	if l.before, err = newBefore(l); err != nil {
+	if err != nil {
 		l.ports.CloseAll()
 		return nil, &Failure{Err: err, Code: ExitOwnFault}
 	}
@@ -211,6 +216,7 @@ func (l *loop) run() (code int) {
 	defer cancel()
 	l.timer = time.NewTimer(time.Hour)
 	l.begin()
+	l.settle() // nothing may have been started
 	for !l.quit {
 		l.arm()
 		select {
