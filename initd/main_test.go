@@ -58,7 +58,7 @@ func runSkep(command []string, fault <-chan struct{}) {
 	if err == nil {
 		var code int
 		if fault != nil {
-			code, err = initd.RunFaulty(o, signals, fault)
+			code, err = initd.RunFaulty(o, signals, fault, os.Getenv("FAULT_ELSEWHERE") != "")
 		} else {
 			code, err = initd.Run(o, signals)
 		}

@@ -525,7 +525,7 @@ func TestEarlySignals(t *testing.T) {
 // A fault in the loop is told with its stack, and everything ends (law 3).
 func TestFaultInTheLoop(t *testing.T) {
 	t.Parallel()
-	for _, deaf := range []bool{false, true} {
+	for i, deaf := range []bool{false, true, false} {
 		in, hold, err := os.Pipe()
 		if err != nil {
 			t.Fatal(err)
@@ -534,7 +534,11 @@ func TestFaultInTheLoop(t *testing.T) {
 		if deaf {
 			trap = "trap '' TERM"
 		}
-		s := start(t, quick(2, "stop-timeout=300ms"), sh(trap+"; echo up $$; sleep 1000 & while :; do wait; done"),
+		settings := quick(2, "stop-timeout=300ms")
+		if i == 2 {
+			settings = append(settings, "FAULT_ELSEWHERE=1")
+		}
+		s := start(t, settings, sh(trap+"; echo up $$; sleep 1000 & while :; do wait; done"),
 			role("role:faulty"), func(c *exec.Cmd) { c.Stdin = in })
 		in.Close()
 		pids := s.pids(2)
@@ -643,6 +647,40 @@ func TestNoProcessesLeft(t *testing.T) {
 		s.ended(0)
 		s.gone(pids...)
 	}
+}
+
+// A command that turns out to be a server is replicated, unless it is one that
+// wants to be alone; either way it is brought back when it crashes.
+func TestDiscovery(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	s := start(t, []string{"WEB_CONCURRENCY=2", "restart-delay=10ms"}, []string{self, "role:serve", address})
+	pids := s.pids(2)
+	askUntil(t, address, 2)
+	s.signal(unix.SIGTERM)
+	s.ended(0)
+	s.gone(pids...)
+
+	address = fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	s = start(t, []string{"restart-delay=10ms"}, []string{self, "role:serve", address})
+	pids = s.pids(1)
+	if why := s.wait(s.err, "running one process", 1); !strings.Contains(why[0], "loopback only") {
+		t.Errorf("why: %q", why)
+	}
+	if err := unix.Kill(pids[0], unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	pids = s.pids(2)
+	if got := askUntil(t, address, 1); got[0] != strconv.Itoa(pids[1]) {
+		t.Errorf("%q answers, want %d", got, pids[1])
+	}
+	s.signal(unix.SIGTERM)
+	s.ended(0)
+	s.gone(pids...)
 }
 
 // What a step hands over reaches the workers, and what belongs to skep's own

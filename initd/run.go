@@ -244,7 +244,7 @@ func (l *loop) run() (code int) {
 
 func (l *loop) begin() {
 	if len(l.o.Listen) > 0 || l.sharing {
-		go func() { _ = l.ports.Watch(l.ctx, l.hangups) }()
+		l.background(func() { _ = l.ports.Watch(l.ctx, l.hangups) })
 	}
 	l.size.watch(l.ctx)
 	l.reap() // an orphan may have ended before SIGCHLD was caught
@@ -440,10 +440,25 @@ func (l *loop) signal(sig int) {
 // offload runs f, which may stall, on a goroutine of its own. What f returns is
 // called by the loop.
 func (l *loop) offload(f func() func()) {
-	go func() {
+	l.background(func() {
 		if report := f(); report != nil {
 			l.reports <- report
 		}
+	})
+}
+
+// background runs f on a goroutine of its own. A fault in it becomes one of the
+// loop, which ends in good order (law 3); by itself it would end skep at once
+// and leave the workers behind.
+func (l *loop) background(f func()) {
+	go func() {
+		defer func() {
+			if r := recover(); r != nil {
+				fault := fmt.Sprintf("%v\n%s", r, debug.Stack())
+				l.reports <- func() { panic(fault) }
+			}
+		}()
+		f()
 	}()
 }
 

@@ -151,7 +151,7 @@ func (s *sizer) watch(ctx context.Context) {
 	}
 	f := os.NewFile(uintptr(fd), "inotify")
 	context.AfterFunc(ctx, func() { _ = f.Close() })
-	go func() {
+	s.l.background(func() {
 		var buf [4096]byte
 		for {
 			if _, err := f.Read(buf[:]); err != nil {
@@ -159,7 +159,7 @@ func (s *sizer) watch(ctx context.Context) {
 			}
 			s.l.reports <- s.readAgain
 		}
-	}()
+	})
 }
 
 // deadline is when tick has something to do.

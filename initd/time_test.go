@@ -91,12 +91,19 @@ func (m *made) Signal(pid, sig int, _ bool) error {
 func (m *made) SignalTree(pid, sig int)  { _ = m.Signal(pid, sig, true) }
 func (m *made) SignalLeft(int, int, int) {}
 func (m *made) pids() []int              { return slices.Sorted(maps.Keys(m.alive)) }
-func (m *made) one(t *testing.T) int     { t.Helper(); m.want(t, 1); return m.pids()[0] }
 func (m *made) want(t *testing.T, n int) {
 	t.Helper()
 	if len(m.alive) != n {
 		t.Errorf("after %v: %d processes, want %d", m.at(), len(m.alive), n)
 	}
+}
+
+func (m *made) one(t *testing.T) int {
+	t.Helper()
+	if len(m.alive) != 1 {
+		t.Fatalf("after %v: %d processes, want 1", m.at(), len(m.alive))
+	}
+	return m.pids()[0]
 }
 func (m *made) wantEvents(t *testing.T, w ...string) {
 	t.Helper()
@@ -336,6 +343,54 @@ func TestSecondInterrupt(t *testing.T) {
 		p.send(unix.SIGINT)
 		p.wantEvents(p.T, "1s KILL to 1", "1s KILL to 2")
 		p.over(137)
+	})
+}
+
+// A signal to skep is one signal to each worker. Processes cannot tell: the
+// kernel makes one of two that are pending.
+func TestEachSignalIsSentOnce(t *testing.T) {
+	every := []unix.Signal{unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGPIPE, unix.SIGALRM, unix.SIGCONT,
+		unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU, unix.SIGURG, unix.SIGWINCH, 35, 64}
+	ignore := make([]int, 64)
+	for i := range ignore {
+		ignore[i] = i + 1
+	}
+	lone := Options{Boring: true, Policy: supervise.Policy{Workers: 1, Restart: supervise.RestartNever, SweepTimeout: SweepTimeout}}
+	play(t, lone, func(p *played) {
+		p.ignore = ignore
+		for _, sig := range every {
+			p.send(sig)
+			p.wantEvents(p.T, "0s "+signalName(int(sig))+" to 1")
+		}
+		p.send(unix.SIGTERM)
+		p.send(unix.SIGTERM)
+		p.send(unix.SIGINT)
+		p.wantEvents(p.T, "0s TERM to 1", "0s TERM to 1", "0s INT to 1")
+		p.exit(p.one(p.T), 5)
+		p.over(5)
+	})
+	service := serving(2)
+	service.Policy.SignalMap = map[int]int{10: 12, 28: 0}
+	play(t, service, func(p *played) {
+		p.ignore = ignore
+		for _, c := range []struct {
+			send unix.Signal
+			get  string // none for job control, and for what is dropped
+		}{{unix.SIGUSR2, "USR2"}, {unix.SIGUSR1, "USR2"}, {unix.SIGWINCH, ""}, {unix.SIGTSTP, ""}, {unix.SIGTTIN, ""}, {unix.SIGTTOU, ""},
+			{64, "RTMAX"}, {unix.SIGHUP, "HUP"}} {
+			p.send(c.send)
+			if c.get == "" {
+				p.wantEvents(p.T)
+			} else {
+				p.wantEvents(p.T, "0s "+c.get+" to 1", "0s "+c.get+" to 2")
+			}
+		}
+		p.send(unix.SIGTERM)
+		p.ignore = nil
+		for _, pid := range p.pids() {
+			p.exit(pid, 0)
+		}
+		p.over(0)
 	})
 }
 

@@ -280,7 +280,7 @@ const listenerTimeout = 60 * time.Second
 
 // intercept waits for the worker's filter and then serves it.
 func (l *loop) intercept(w *worker, socket int) {
-	go func() {
+	l.background(func() {
 		listener, err := port.ReceiveListener(socket, listenerTimeout)
 		if err != nil {
 			l.reports <- func() { l.cannotShare(w, err) }
@@ -294,5 +294,5 @@ func (l *loop) intercept(w *worker, socket int) {
 					logger.Field{Key: "slot", Value: w.slot}, logger.Field{Key: "error", Value: err.Error()})
 			}
 		}
-	}()
+	})
 }
