@@ -232,6 +232,13 @@ func Settings() []Setting {
 		{Name: "ready", Placeholder: "auto|listen|alive:TIME", Default: "auto", Serving: true,
 			Usage: "when a worker counts as ready",
 			set:   setReady},
+		{Name: "max-worker-memory", Placeholder: "SIZE", Usage: "replace a worker that holds more, gracefully", Serving: true,
+			set: func(d *draft, s string) (err error) {
+				d.MaxWorkerMemory, err = ParseSize(s)
+				return err
+			}},
+		{Name: "max-worker-age", Placeholder: "TIME", Usage: "replace a worker that is older, give or take a tenth, gracefully", Serving: true,
+			set: duration(func(d *draft) *time.Duration { return &d.MaxWorkerAge })},
 		{Name: "reload-signal", Placeholder: "SIG|none", Default: "HUP", Usage: "signal that reloads the workers one by one",
 			set: func(d *draft, s string) (err error) {
 				d.reloadSignal = 0
