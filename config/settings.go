@@ -255,6 +255,13 @@ func Settings() []Setting {
 		{Name: "standby", Placeholder: "N", Default: "0", Serving: true,
 			Usage: "ready workers kept aside, one of which serves at once when another dies",
 			set:   count(0, func(d *draft) *int { return &d.Policy.Standby })},
+		{Name: "max-worker-memory", Placeholder: "SIZE", Usage: "replace a worker that holds more, gracefully", Serving: true,
+			set: func(d *draft, s string) (err error) {
+				d.MaxWorkerMemory, err = ParseSize(s)
+				return err
+			}},
+		{Name: "max-worker-age", Placeholder: "TIME", Usage: "replace a worker that is older, give or take a tenth, gracefully", Serving: true,
+			set: duration(func(d *draft) *time.Duration { return &d.MaxWorkerAge })},
 		{Name: "reload-signal", Placeholder: "SIG|none", Default: "HUP", Usage: "signal that reloads the workers one by one",
 			set: func(d *draft, s string) (err error) {
 				d.reloadSignal = 0

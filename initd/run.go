@@ -79,6 +79,7 @@ type loop struct {
 	stopped   bool  // the command was stopped by job control
 	swallow   []int // signals that skep has brought upon itself and does not pass on
 	sharing   bool  // workers are started with the bind filter
+	oomScore  *int  // oom_score_adj of workers, nil to leave it alone
 	discover  bool  // still finding out whether the command is a server
 	draining  map[int]time.Time
 	stalls    map[int]*stall // by seat
@@ -347,10 +348,14 @@ func (l *loop) exited(e reaper.Exit) {
 	case l.before != nil:
 		l.before.exited(e)
 	case l.sup != nil:
+		oom := e.Status.Signal == int(unix.SIGKILL) && l.size.oomKilled(time.Now())
+		if oom {
+			l.size.tooLarge()
+		}
 		l.step(supervise.Exited{
 			PID:    e.PID,
 			Status: supervise.Status{Code: e.Status.Code, Signal: e.Status.Signal},
-			OOM:    e.Status.Signal == int(unix.SIGKILL) && l.size.oomKilled(),
+			OOM:    oom,
 		})
 	}
 }

@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"skep/cgroup"
 	"skep/initd/supervise"
 	"skep/internal/logger"
 	"skep/port"
@@ -452,60 +451,6 @@ func TestIdleLoopSleeps(t *testing.T) {
 			p.Error("there is a deadline although nothing is to come")
 		}
 		p.send(unix.SIGTERM)
-		p.over(0)
-	})
-}
-
-// The number of workers follows what one needs, once that has settled, and the
-// limits when they change, both ways.
-func TestWorkersFollowMemory(t *testing.T) {
-	const mib = 1 << 20
-	limits := func(memory uint64) cgroup.Limits {
-		l := cgroup.Limits{}
-		l.Memory = sizing.Memory{Bytes: memory, Set: true, Source: "/limit"}
-		l.Quota = sizing.CPU{Milli: 8000, Set: true, Source: "/cpus"}
-		return l
-	}
-	play(t, serving(1), func(p *played) {
-		s := p.loop.size
-		p.do(func() { // from here on as with --workers auto
-			s.fixed, s.limits, s.policy = 0, limits(1000*mib), sizing.Policy{ByHand: true, Target: 800}
-			s.decision = sizing.Plan(s.limits.Limits, s.policy, 0)
-		})
-		p.after(time.Second)
-		measure := func(bytes uint64) {
-			p.do(func() {
-				slots := slices.Sorted(maps.Keys(s.ready))
-				m := measured{due: slots, pss: make(map[int]uint64), used: bytes * uint64(len(slots))}
-				for _, slot := range slots {
-					m.pss[slot] = bytes
-				}
-				s.learn(m)
-			})
-		}
-		for i := range 4 {
-			p.want(p.T, 1)
-			if i > 0 {
-				p.after(time.Second)
-			}
-			measure(100 * mib)
-		}
-		p.want(p.T, 6) // 1000 × 0.8 / (100 × 1.25)
-		p.after(time.Second)
-		p.do(func() { s.changed(limits(500 * mib)) })
-		p.after(time.Second)
-		p.want(p.T, 3)
-		p.do(func() { s.changed(limits(500 * mib)) }) // the same again is no change
-		p.after(time.Second)
-		p.want(p.T, 3)
-		p.do(func() { s.changed(limits(100 * mib)) })
-		p.after(time.Second)
-		p.want(p.T, 1) // never none
-		p.do(func() { s.changed(limits(1500 * mib)) })
-		p.after(5 * time.Second)
-		p.want(p.T, 8) // as many as there are CPUs
-		p.send(unix.SIGTERM)
-		p.do(func() { s.changed(limits(4000 * mib)) })
 		p.over(0)
 	})
 }

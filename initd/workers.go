@@ -155,6 +155,9 @@ func (l *loop) command(w *worker) (reaper.Command, launch.Spec, error) {
 		}
 		return c, spec, nil
 	}
+	if l.discover || l.sup.Serving() {
+		spec.OOMScoreAdj = l.oomScore
+	}
 	count := l.size.count()
 	for _, arg := range o.Command {
 		arg, err := Expand(arg, o.Listen, w.slot, count)
