@@ -363,6 +363,13 @@ func (c *Container) Stop() (took time.Duration, code int) {
 	return r.Took, c.State().ExitCode
 }
 
+// Update changes limits while the container runs, as "docker update" with these
+// flags does.
+func (c *Container) Update(flags ...string) {
+	c.t.Helper()
+	must(c.t, append(append([]string{"update"}, flags...), c.ID)...)
+}
+
 // Kill sends a signal, by name or number, to the container's first process.
 func (c *Container) Kill(signal string) {
 	c.t.Helper()
