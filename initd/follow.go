@@ -330,7 +330,7 @@ func (s *sizer) grow(m look) {
 		}
 		s.fullAt = s.l.sup.Wanted()
 		s.l.log.Log(logger.Info, "no room for one more worker yet", logger.Field{Key: "workers", Value: s.l.sup.Wanted()},
-			logger.Field{Key: "planned", Value: s.goal()}, logger.Field{Key: "used", Value: s.used.Held}, logger.Field{Key: "needs", Value: s.need()})
+			logger.Field{Key: "planned", Value: s.goal()}, logger.Field{Key: "used", Value: int(s.used.Held)}, logger.Field{Key: "needs", Value: int(s.need())})
 		return
 	}
 	s.l.step(supervise.Scale{Workers: s.l.sup.Wanted() + 1, Serve: true, Why: s.why})
@@ -559,7 +559,7 @@ func (s *sizer) tooLarge() {
 	s.told = true
 	b := s.bounds().Memory
 	s.l.log.Log(logger.Error, "the first worker does not fit: the kernel killed it because memory ran out; raise the memory limit",
-		logger.Field{Key: "limit", Value: b.Bytes}, logger.Field{Key: "from", Value: b.Source})
+		logger.Field{Key: "limit", Value: int(b.Bytes)}, logger.Field{Key: "from", Value: b.Source})
 }
 
 // workersOOMScore is the oom_score_adj of workers (proc_pid_oom_score_adj(5)): above

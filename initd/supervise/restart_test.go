@@ -211,6 +211,24 @@ func TestStartLimit(t *testing.T) {
 			sc.exit(0, 4).wantStates("0:backoff 1:ready").after(time.Minute)
 		}
 	})
+	t.Run("the only worker, killed for memory each time soon after it was ready", func(t *testing.T) {
+		kill := func(sc *scene) *scene {
+			return sc.step(Exited{PID: sc.seat(0).PID, Status: Status{Signal: sigkill}, OOM: true})
+		}
+		sc := playReady(t, service(1))
+		kill(sc).after(time.Second).ready(0) // it had served for an hour: does not count
+		for range 4 {
+			kill(sc).wantStates("0:backoff").after(31 * time.Second).ready(0)
+		}
+		kill(sc).wantNote(Error, "start-limit-hit").step(Childless{}).wantOver()
+	})
+	t.Run("of two workers one that is killed for memory goes on", func(t *testing.T) {
+		sc := playReady(t, service(2))
+		for range 10 {
+			sc.step(Exited{PID: sc.seat(0).PID, Status: Status{Signal: sigkill}, OOM: true})
+			sc.wantStates("0:backoff 1:ready").after(40 * time.Second).ready(0)
+		}
+	})
 	t.Run("in every slot it ends skep with the last status", func(t *testing.T) {
 		p := service(2)
 		p.Restart, p.StartLimit = RestartAlways, 2

@@ -479,6 +479,8 @@ func (s *Supervisor) restart(now time.Time, st *seat, transient bool, say func(L
 	st.Restarts++
 	up := now.Sub(st.Started)
 	switch {
+	case s.starved(st, up):
+		st.failures++
 	case st.ready:
 		st.failures = 0
 	case !transient || !s.everReady:
@@ -502,6 +504,12 @@ func (s *Supervisor) restart(now time.Time, st *seat, transient bool, say func(L
 		st.deadline = now.Add(delay)
 		say(Warn, "restarting", Attr{"delay", delay}, Attr{"restarts", st.Restarts})
 	}
+}
+
+// starved tells whether the only worker was killed for want of memory soon after
+// its start: there is nothing left that could make room for the next one.
+func (s *Supervisor) starved(st *seat, up time.Duration) bool {
+	return s.wanted == 1 && st.Last.Cause == CauseOOM && up < s.policy.ResetAfter
 }
 
 func (s *Supervisor) jitter() float64 {
@@ -551,7 +559,10 @@ func (s *Supervisor) exhaust(now time.Time) {
 }
 
 func (s *Supervisor) becameReady(now time.Time, st *seat) {
-	st.ready, st.failures = true, 0
+	st.ready = true
+	if st.Last == nil || st.Last.Cause != CauseOOM {
+		st.failures = 0
+	}
 	s.everReady = true
 	s.note(Info, "worker ready", slotAttr(st), Attr{"pid", st.PID}, Attr{"after", now.Sub(st.Started)})
 	if s.phase != Running {

@@ -100,7 +100,10 @@ type Policy struct {
 	Delay      time.Duration // before the second start in a row
 	MaxDelay   time.Duration // the delay doubles up to this one; it stays as it is without
 	ResetAfter time.Duration // a worker up for so long starts from Delay again
-	StartLimit int           // deaths before ready in a row; 0 is no limit
+	// StartLimit is the deaths before ready in a row after which a slot stays empty;
+	// 0 is no limit. Kills of the only worker for want of memory count too, when they
+	// come within ResetAfter.
+	StartLimit int
 
 	StartTimeout  time.Duration // to become ready
 	ReadyAfter    time.Duration // a worker this old counts as ready; 0 is never

@@ -384,6 +384,13 @@ func (c *Container) Restart() {
 	must(c.t, "restart", c.ID)
 }
 
+// Update changes limits while the container runs, as "docker update" with these
+// flags does.
+func (c *Container) Update(flags ...string) {
+	c.t.Helper()
+	must(c.t, append(append([]string{"update"}, flags...), c.ID)...)
+}
+
 // Kill sends a signal, by name or number, to the container's first process.
 func (c *Container) Kill(signal string) {
 	c.t.Helper()

@@ -1,0 +1,212 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"skep/internal/dockertest"
+)
+
+// sizedBy is how fast the number of workers has to follow a limit: twice what is
+// promised, on a machine that does other things as well.
+const sizedBy = 10 * time.Second
+
+// fitting runs hold under skep with a memory limit and no swap.
+func fitting(t *testing.T, memory string, flags []string, hold ...string) *dockertest.Container {
+	t.Helper()
+	command := append([]string{"-w", "auto"}, flags...)
+	command = append(append(command, "--", "/hold"), hold...)
+	return dockertest.Run(t, dockertest.Options{
+		Image:   scratchImage(t),
+		Flags:   []string{"--memory=" + memory, "--memory-swap=" + memory, "--cpus=2", "--entrypoint=/skep"},
+		Args:    command,
+		Publish: []int{8000},
+	})
+}
+
+// holders is the workers of a container, seen from outside, without those that
+// are on their way between fork and exec.
+func holders(c *dockertest.Container) (pids []int) {
+	for _, p := range c.Processes() {
+		if strings.HasPrefix(p.Command, "/hold") && !strings.HasPrefix(p.State, "Z") {
+			pids = append(pids, p.HostPid)
+		}
+	}
+	return pids
+}
+
+// wantHolders waits until there are count workers and returns how long it took.
+func wantHolders(t *testing.T, c *dockertest.Container, count int, within time.Duration) time.Duration {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), within)
+	defer cancel()
+	began, have := time.Now(), 0
+	for ctx.Err() == nil {
+		if have = len(holders(c)); have == count {
+			return time.Since(began)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	t.Fatalf("%d workers after %v, want %d", have, within, count)
+	return 0
+}
+
+// failures lists the requests that were not answered.
+func failures(requests []request) (errs []error) {
+	for _, r := range requests {
+		if r.err != nil {
+			errs = append(errs, r.err)
+		}
+	}
+	return errs
+}
+
+// oomKills reads the kernel's own count of the container's cgroup; it tells both
+// versions.
+func oomKills(t *testing.T, c *dockertest.Container) int {
+	t.Helper()
+	for _, pattern := range []string{
+		"/sys/fs/cgroup/memory/docker/" + c.ID + "/memory.oom_control",
+		"/sys/fs/cgroup/memory/*/*/" + c.ID + "/memory.oom_control",
+		"/sys/fs/cgroup/system.slice/docker-" + c.ID + ".scope/memory.events",
+		"/sys/fs/cgroup/docker/" + c.ID + "/memory.events",
+	} {
+		names, _ := filepath.Glob(pattern)
+		for _, name := range names {
+			text, err := os.ReadFile(name)
+			if err != nil {
+				continue
+			}
+			if m := regexp.MustCompile(`(?m)^oom_kill (\d+)$`).FindStringSubmatch(string(text)); m != nil {
+				n, _ := strconv.Atoi(m[1])
+				return n
+			}
+		}
+	}
+	t.Fatal("found no count of the kernel's kills for the container")
+	return 0
+}
+
+// setLimit changes the limit of a running container and returns how long it took
+// until there were count workers.
+func setLimit(t *testing.T, c *dockertest.Container, memory string, count int) time.Duration {
+	t.Helper()
+	began := time.Now()
+	c.Update("--memory="+memory, "--memory-swap="+memory)
+	wantHolders(t, c, count, sizedBy)
+	return time.Since(began)
+}
+
+// TestTextbook is the example of every guide: servers that hold 1 GB each, on a
+// machine with 3 GB, scaled down to a tenth. Two fit, four processors or not.
+func TestTextbook(t *testing.T) {
+	c := fitting(t, "300m", []string{"--workers-per-cpu=2"}, "-mib=95")
+	c.WaitLog(`number of workers changes`, 1, 60*time.Second)
+	c.WaitLog(`worker ready`, 2, 30*time.Second)
+	log := c.Logs()
+	if !regexp.MustCompile(`why="2 workers: memory 300 MiB × 0\.8 .* fits 2 × \S+ MiB; cpu 2 × 2 allows 4; memory decides"`).MatchString(log) {
+		t.Errorf("the log does not say why there are two:\n%s", log)
+	}
+	if n := strings.Count(log, "worker started"); n != 2 {
+		t.Errorf("%d workers were started, want 2", n)
+	}
+	wantHolders(t, c, 2, sizedBy)
+	plan := c.Exec("/skep", "plan", "-w", "auto", "--workers-per-cpu=2", "--worker-memory=100M")
+	want := "2 workers: memory 300 MiB × 0.8 − 0 base = 240 MiB fits 2 × 95.3 MiB; cpu 2 × 2 allows 4; memory decides\n"
+	if !strings.HasPrefix(plan.Stdout, want) {
+		t.Errorf("skep plan says %q, want %q", plan.Stdout, want)
+	}
+	if n := oomKills(t, c); n != 0 {
+		t.Errorf("the kernel killed %d times for memory", n)
+	}
+}
+
+// TestLimitChanges halves and doubles the limit while requests come in.
+func TestLimitChanges(t *testing.T) {
+	c := fitting(t, "256m", []string{"--workers-per-cpu=2"}, "-mib=22")
+	c.WaitLog(`worker ready`, 4, 60*time.Second)
+	wantHolders(t, c, 4, sizedBy)
+
+	const rate, length = 40, 15 * time.Second
+	load := make(chan []request)
+	go func() { load <- openLoop(c.URL(8000), rate, length) }()
+	t.Logf("halved: right after %v", setLimit(t, c, "128m", 3))
+	t.Logf("doubled: right after %v", setLimit(t, c, "256m", 4))
+	requests := <-load
+	wantHolders(t, c, 4, sizedBy)
+	if errs := failures(requests); len(errs) > 0 {
+		t.Errorf("%d of %d requests failed, the first: %v", len(errs), len(requests), errs[0])
+	}
+	if n := oomKills(t, c); n != 0 {
+		t.Errorf("the kernel killed %d times for memory", n)
+	}
+}
+
+// TestLeakIsRecycled has one worker grow without end: it is replaced before the
+// limit, and nobody notices.
+func TestLeakIsRecycled(t *testing.T) {
+	c := fitting(t, "256m", []string{"--max-workers=2"}, "-mib=20")
+	c.WaitLog(`worker ready`, 2, 60*time.Second)
+	before := holders(c)
+	url := c.URL(8000)
+	if r := ask(t.Context(), url+"/leak?mib=5"); r.err != nil {
+		t.Fatal(r.err)
+	}
+	load := make(chan []request)
+	go func() { load <- openLoop(url, 40, 60*time.Second) }()
+	line := c.WaitLog(`replacing a worker .*cause=memory`, 1, 90*time.Second)
+	t.Log(line[0])
+	c.WaitLog(`worker ended .*cause=memory`, 1, 60*time.Second)
+	requests := <-load
+	if errs := failures(requests); len(errs) > 0 {
+		t.Errorf("%d of %d requests failed, the first: %v", len(errs), len(requests), errs[0])
+	}
+	if n := oomKills(t, c); n != 0 {
+		t.Errorf("the kernel killed %d times for memory", n)
+	}
+	after := holders(c)
+	stayed := 0
+	for _, pid := range before {
+		if slices.Contains(after, pid) {
+			stayed++
+		}
+	}
+	if len(after) != 2 || stayed != 1 {
+		t.Errorf("workers %v before and %v after, want one of two replaced", before, after)
+	}
+	if n := strings.Count(c.Logs(), "replacing a worker"); n != 1 {
+		t.Errorf("%d workers were replaced, want 1", n)
+	}
+}
+
+// TestFirstWorkerTooLarge gives the first worker less than it needs: before it
+// listens, and after.
+func TestFirstWorkerTooLarge(t *testing.T) {
+	const clear = "the first worker does not fit: the kernel killed it because memory ran out; raise the memory limit"
+	for _, hold := range [][]string{{"-mib=200"}, {"-mib=200", "-late"}} {
+		t.Run(fmt.Sprint(hold), func(t *testing.T) {
+			c := fitting(t, "64m", nil, hold...)
+			if code := c.Wait(90 * time.Second); code != 137 {
+				t.Errorf("exit code %d, want 137", code)
+			}
+			log := c.Logs()
+			if n := strings.Count(log, clear); n != 1 {
+				t.Errorf("the log has the clear line %d times, want once", n)
+			}
+			if n := strings.Count(log, "worker started slot"); n < 1 || n > 5 {
+				t.Errorf("%d starts, want at most as many as --start-limit has", n)
+			}
+		})
+	}
+}
