@@ -31,6 +31,7 @@ const procRoot = proc.FS("/proc")
 type sizer struct {
 	l      *loop
 	root   fs.FS
+	read   func() cgroup.Limits
 	paths  cgroup.Paths
 	limits cgroup.Limits
 	policy sizing.Policy
@@ -41,13 +42,19 @@ type sizer struct {
 	applied  uint64         // the need of one worker that the number in force comes from
 	ready    map[int]int    // slot to the pid that is being or was measured
 	reading  bool           // a measurement is under way
+	limiting bool           // the limits are being read
+	relimit  bool           // and have changed since that began
 	pss      map[int]uint64 // the last measurement, by slot
 	ooms     uint64
 	recheck  time.Time
 }
 
 func newSizer(l *loop) *sizer {
-	return &sizer{l: l, root: os.DirFS("/"), policy: l.o.Sizing, fixed: l.o.Count,
+	read := func() cgroup.Limits {
+		limits, _ := Limits()
+		return limits
+	}
+	return &sizer{l: l, root: os.DirFS("/"), read: read, policy: l.o.Sizing, fixed: l.o.Count,
 		ready: make(map[int]int), pss: make(map[int]uint64)}
 }
 
@@ -289,11 +296,23 @@ func (s *sizer) plan(occasion string) {
 	s.l.step(supervise.Scale{Workers: s.decision.Workers, Serve: true, Why: s.decision.Reason})
 }
 
-// readAgain reads the limits off the loop and plans anew when they changed.
+// readAgain reads the limits off the loop and plans anew when they changed. One
+// reading is under way at a time: of two the older could come in last.
 func (s *sizer) readAgain() {
+	if s.limiting {
+		s.relimit = true
+		return
+	}
+	s.limiting, s.relimit = true, false
 	s.l.offload(func() func() {
-		limits, _ := Limits()
-		return func() { s.changed(limits) }
+		limits := s.read()
+		return func() {
+			s.limiting = false
+			s.changed(limits)
+			if s.relimit {
+				s.readAgain()
+			}
+		}
 	})
 }
 
