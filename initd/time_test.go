@@ -253,7 +253,9 @@ func TestBackoffForHours(t *testing.T) {
 // While the kernel has no process left, starts are tried again for hours, and a
 // stop is heard all the same.
 func TestStartsThatFail(t *testing.T) {
-	play(t, serving(2), func(p *played) {
+	o := serving(2)
+	o.Policy.StartLimit = 5
+	play(t, o, func(p *played) {
 		p.after(time.Second) // both are ready
 		p.refuse = unix.EAGAIN
 		for _, pid := range p.pids() {
@@ -506,6 +508,42 @@ func TestWorkersFollowMemory(t *testing.T) {
 		p.want(p.T, 8) // as many as there are CPUs
 		p.send(unix.SIGTERM)
 		p.do(func() { s.changed(limits(4000 * mib)) })
+		p.over(0)
+	})
+}
+
+// Of two readings of the limits the later one counts, however long the first one
+// takes.
+func TestLimitsInOrder(t *testing.T) {
+	const mib = 1 << 20
+	play(t, serving(1), func(p *played) {
+		s := p.loop.size
+		var now uint64 = 1000 * mib
+		var slow time.Duration
+		under, most := 0, 0
+		s.read = func() cgroup.Limits {
+			under++
+			most = max(most, under)
+			limits := cgroup.Limits{}
+			limits.Memory = sizing.Memory{Bytes: now, Set: true}
+			time.Sleep(slow)
+			under--
+			return limits
+		}
+		p.do(func() {
+			s.fixed, s.limits, s.policy = 0, s.read(), sizing.Policy{ByHand: true, WorkerMemory: 100 * mib}
+			s.decision = sizing.Plan(s.limits.Limits, s.policy, 0)
+		})
+		slow, now = 3*time.Second, 500*mib
+		p.do(s.readAgain)
+		p.after(time.Second)
+		slow, now = time.Millisecond, 300*mib
+		p.do(s.readAgain)
+		p.after(10 * time.Second)
+		if s.limits.Memory.Bytes != 300*mib || most != 1 {
+			p.Errorf("the limit is %d, and %d readings were under way at a time", s.limits.Memory.Bytes, most)
+		}
+		p.send(unix.SIGTERM)
 		p.over(0)
 	})
 }
