@@ -168,8 +168,10 @@ func play(t *testing.T, o Options, body func(p *played)) {
 	})
 }
 
-// after lets time pass.
+// after lets time pass. The loop is woken once before: what the test has changed
+// happens before what a timer makes the loop do, as the race detector wants it.
 func (p *played) after(d time.Duration) {
+	p.do(func() {})
 	time.Sleep(d)
 	synctest.Wait()
 }
