@@ -244,6 +244,24 @@ func Settings() []Setting {
 		{Name: "ready", Placeholder: "auto|listen|alive:TIME", Default: "auto", Serving: true,
 			Usage: "when a worker counts as ready",
 			set:   setReady},
+		{Name: "hang-timeout", Placeholder: "TIME", Default: "0, only steer around it and report", Serving: true,
+			Usage: "a worker that accepts nothing this long while its queue holds connections is ended",
+			set:   duration(func(d *draft) *time.Duration { return &d.HangTimeout })},
+		{Name: "hang-signal", Placeholder: "SIG", Default: "ABRT", Usage: "what a hung worker gets, shortly before KILL",
+			set: func(d *draft, s string) (err error) {
+				d.Policy.HangSignal, err = signalNumber(s)
+				return err
+			}},
+		{Name: "standby", Placeholder: "N", Default: "0", Serving: true,
+			Usage: "ready workers kept aside, one of which serves at once when another dies",
+			set:   count(0, func(d *draft) *int { return &d.Policy.Standby })},
+		{Name: "max-worker-memory", Placeholder: "SIZE", Usage: "replace a worker that holds more, gracefully", Serving: true,
+			set: func(d *draft, s string) (err error) {
+				d.MaxWorkerMemory, err = ParseSize(s)
+				return err
+			}},
+		{Name: "max-worker-age", Placeholder: "TIME", Usage: "replace a worker that is older, give or take a tenth, gracefully", Serving: true,
+			set: duration(func(d *draft) *time.Duration { return &d.MaxWorkerAge })},
 		{Name: "reload-signal", Placeholder: "SIG|none", Default: "HUP", Usage: "signal that reloads the workers one by one",
 			set: func(d *draft, s string) (err error) {
 				d.reloadSignal = 0

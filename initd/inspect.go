@@ -5,6 +5,7 @@ import (
 
 	"skep/internal/logger"
 	"skep/port"
+	"skep/proc"
 )
 
 // inspect finds out, off the loop, whether a command that has begun to listen is
@@ -37,7 +38,7 @@ func (l *loop) inspect(w *worker) {
 // of another process and may stall.
 func loner(pid int, addrs []port.Addr, foreign []port.Foreign) string {
 	const insist = "; -w N or --share-port PORT runs several"
-	tree, _ := procRoot.Tree(pid)
+	tree, _ := proc.Host.Tree(pid)
 	if len(tree) > 1 {
 		return "it has forked workers of its own (" + strconv.Itoa(len(tree)) + " processes); --export-workers hands it the number" + insist
 	}
@@ -51,7 +52,7 @@ func loner(pid int, addrs []port.Addr, foreign []port.Foreign) string {
 	for _, f := range foreign {
 		return "it listens on " + f.Kind.String() + " besides" + insist
 	}
-	listeners, err := procRoot.Listeners(pid)
+	listeners, err := proc.Host.Listeners(pid)
 	if err == nil {
 		for _, other := range listeners {
 			if !among(other.Addr.Port(), addrs) {
@@ -59,10 +60,10 @@ func loner(pid int, addrs []port.Addr, foreign []port.Foreign) string {
 			}
 		}
 	}
-	if locks, err := procRoot.HoldsFileLocks(pid); err == nil && locks {
+	if locks, err := proc.Host.HoldsFileLocks(pid); err == nil && locks {
 		return "it holds file locks, as databases do" + insist
 	}
-	if runtime, err := procRoot.Runtime(pid); err == nil && runtime != "" {
+	if runtime, err := proc.Host.Runtime(pid); err == nil && runtime != "" {
 		return runtime + " uses all CPUs by itself" + insist
 	}
 	return ""

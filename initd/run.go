@@ -42,9 +42,6 @@ const ExitOwnFault = 125
 // was found wrong before anything was started; it is a *Failure. Run is called
 // once, from the main goroutine, after CatchSignals.
 func Run(o Options, signals *Signals) (int, error) {
-	// One processor is enough for the loop, and the threads that the runtime keeps
-	// for more of them would count against the container's pids limit.
-	runtime.GOMAXPROCS(1)
 	l, err := prepare(o, signals)
 	if err != nil {
 		return 0, err
@@ -68,6 +65,7 @@ type loop struct {
 	sup     *supervise.Supervisor
 	before  *before // the steps before the start, nil when they are over
 	ports   *port.Set
+	given   []*port.Held    // by --listen, in the order of its addresses
 	workers map[int]*worker // by seat
 	size    *sizer
 	steer   *steering
@@ -81,8 +79,11 @@ type loop struct {
 	stopped   bool  // the command was stopped by job control
 	swallow   []int // signals that skep has brought upon itself and does not pass on
 	sharing   bool  // workers are started with the bind filter
+	oomScore  *int  // oom_score_adj of workers, nil to leave it alone
 	discover  bool  // still finding out whether the command is a server
 	draining  map[int]time.Time
+	stalls    map[int]*stall // by seat
+	looked    time.Time      // at starting workers that were passed descriptors
 	quit      bool
 	code      int
 	ctx       context.Context // ends with the loop
@@ -107,14 +108,19 @@ func prepare(o Options, signals *Signals) (*loop, error) {
 	l := &loop{
 		o: o, signals: signals, self: os.Getpid(), env: o.Environ,
 		table:   reaper.NewTable(),
-		workers: make(map[int]*worker), draining: make(map[int]time.Time),
+		workers: make(map[int]*worker), draining: make(map[int]time.Time), stalls: make(map[int]*stall),
 		asks: make(chan *port.Ask, 64), hangups: make(chan port.Hangup, 16), reports: make(chan func(), 64),
 	}
 	var err error
 	if l.user, err = lookupUser(o.User); err != nil {
 		return nil, &Failure{Err: err, Code: ExitOwnFault}
 	}
-	if !o.Prestart.Only {
+	l.exe = executable()
+	if l.before, err = newBefore(l); err != nil {
+		return nil, &Failure{Err: err, Code: ExitOwnFault}
+	}
+	// A step may bring the program or set PATH: after steps it is looked for then.
+	if !o.Prestart.Only && l.before == nil {
 		if l.path, err = launch.LookPath(o.Command[0], variable(o.Environ, "PATH")); err != nil {
 			if o.As != nil {
 				return nil, refuse(o.As, err)
@@ -128,7 +134,6 @@ func prepare(o Options, signals *Signals) (*loop, error) {
 	// The workers' directory is today's; skep's own becomes / so that it holds no
 	// mount busy.
 	l.dir, _ = os.Getwd()
-	l.exe = executable()
 	l.terminal = foreground(0)
 	if isTerminal(0) {
 		l.o.Discover = false // a command on a terminal is a person's, not a service
@@ -138,11 +143,11 @@ func prepare(o Options, signals *Signals) (*loop, error) {
 	}
 	l.size, l.steer = newSizer(l), newSteering(l)
 	l.decideAtStart()
-	if err := l.holdListeners(); err != nil {
-		l.ports.CloseAll()
-		return nil, &Failure{Err: err, Code: ExitOwnFault}
+	err = l.holdListeners()
+	if err == nil && l.before == nil {
+		err = l.openListeners()
 	}
-	if l.before, err = newBefore(l); err != nil {
+	if err != nil {
 		l.ports.CloseAll()
 		return nil, &Failure{Err: err, Code: ExitOwnFault}
 	}
@@ -212,13 +217,16 @@ func (l *loop) run() (code int) {
 	defer cancel()
 	l.timer = time.NewTimer(time.Hour)
 	l.begin()
+	l.settle() // nothing may have been started
 	for !l.quit {
 		l.arm()
 		select {
 		case <-l.signals.child:
 			l.reap()
 		case sig := <-l.signals.other:
-			l.reap() // an exit that came first is seen first
+			if l.before == nil {
+				l.reap() // an exit that came first is seen first
+			}
 			l.signal(int(sig.(unix.Signal)))
 		case <-l.timer.C:
 			l.reap()
@@ -243,6 +251,9 @@ func (l *loop) begin() {
 	l.reap() // an orphan may have ended before SIGCHLD was caught
 	for _, line := range append(l.o.Warnings, l.early...) {
 		l.log.Log(logger.Warn, line)
+	}
+	if l.sup != nil {
+		return // a stop came before the first step
 	}
 	switch {
 	case l.before != nil:
@@ -278,6 +289,8 @@ func (l *loop) arm() {
 		earliest(l.sup.Deadline())
 		earliest(l.size.deadline(), true)
 		earliest(l.drainCheck(), true)
+		earliest(l.awaitAt(), true)
+		earliest(l.hangAt(), true)
 	}
 	if at.IsZero() {
 		l.timer.Stop()
@@ -297,6 +310,8 @@ func (l *loop) tick() {
 	}
 	l.size.tick(now)
 	l.checkDrained(now)
+	l.await(now)
+	l.checkHangs(now)
 }
 
 // settle tells the machines what follows from what has just happened.
@@ -312,6 +327,7 @@ func (l *loop) settle() {
 }
 
 func (l *loop) reap() {
+	l.heed()
 	var stopped func(int, int)
 	if l.terminal && l.self != 1 {
 		stopped = l.childStopped
@@ -332,10 +348,14 @@ func (l *loop) exited(e reaper.Exit) {
 	case l.before != nil:
 		l.before.exited(e)
 	case l.sup != nil:
+		oom := e.Status.Signal == int(unix.SIGKILL) && l.size.oomKilled(time.Now())
+		if oom {
+			l.size.tooLarge()
+		}
 		l.step(supervise.Exited{
 			PID:    e.PID,
 			Status: supervise.Status{Code: e.Status.Code, Signal: e.Status.Signal},
-			OOM:    e.Status.Signal == int(unix.SIGKILL) && l.size.oomKilled(),
+			OOM:    oom,
 		})
 	}
 }
@@ -405,6 +425,7 @@ func (l *loop) signal(sig int) {
 		return
 	}
 	switch {
+	case sig == int(unix.SIGPIPE) && l.log.OwnPipe():
 	case l.before != nil:
 		l.before.signal(sig)
 	case sig == int(unix.SIGCONT) && l.stopped:

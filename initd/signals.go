@@ -28,8 +28,13 @@ func CatchSignals() *Signals {
 	signal.Notify(s.child, unix.SIGCHLD)
 	var rest []os.Signal
 	for n := 1; n <= sys.SigMax; n++ {
-		if Catches(n) {
+		switch {
+		case Catches(n):
 			rest = append(rest, unix.Signal(n))
+		case n >= 32 && n <= 34:
+			// posix_spawn(3) of glibc leaves 32 and 33 ignored, and children would
+			// inherit it.
+			sys.StopIgnoring(n)
 		}
 	}
 	signal.Notify(s.other, rest...)

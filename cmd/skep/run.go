@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"os"
+	"runtime"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -18,6 +19,9 @@ import (
 // run is the whole program. What it was called as decides which part of it this
 // process is.
 func run(args []string) int {
+	// One processor is enough for each part, and the threads that the runtime keeps
+	// for more of them would count against the container's pids limit.
+	runtime.GOMAXPROCS(1)
 	switch {
 	case launch.Is(args):
 		return launch.Main(args)
@@ -90,6 +94,7 @@ func exitCode(err error) int {
 }
 
 func application(signals *initd.Signals, code *int) *cli.App {
+	cli.FlagStringer = describe
 	cli.VersionPrinter = func(c *cli.Context) { _, _ = c.App.Writer.Write([]byte("skep version " + version + "\n")) }
 	serve := func(only bool) func(*cli.Context, config.Input) error {
 		return func(_ *cli.Context, in config.Input) error {
@@ -107,7 +112,8 @@ func application(signals *initd.Signals, code *int) *cli.App {
 		Name: "skep", Usage: "a tiny PID 1 that turns a server command into workers on one port",
 		UsageText: "skep [flags] [--] command [args...]   runs the command; the same as skep run\n" +
 			"skep prestart [flags]                 runs only the steps before the start\n" +
-			"skep plan [flags] [--json]            shows limits and the number of workers",
+			"skep plan [flags] [--json]            shows limits and the number of workers\n" +
+			"--some-flag can be given as SKEP_SOME_FLAG in the environment",
 		Version:         version,
 		HideHelpCommand: true,
 		// The default handler calls os.Exit and prints in a form of its own.
@@ -144,22 +150,43 @@ func command(name, usage, arguments string, more []cli.Flag, action func(*cli.Co
 // flags makes one flag for each setting; what they are given is kept in given.
 func flags(given map[string]*values) (flags []cli.Flag) {
 	for _, s := range config.Settings() {
-		v := &values{toggle: s.Switch()}
+		v := &values{setting: s}
 		given[s.Name] = v
-		usage := s.Usage
-		if s.Placeholder != "" {
-			usage = "`" + s.Placeholder + "` " + usage
-		}
-		if s.Default != "" {
-			usage += " (default " + s.Default + ")"
-		}
-		flags = append(flags, &cli.GenericFlag{Name: s.Name, Usage: usage, Value: v})
+		flags = append(flags, &cli.GenericFlag{Name: s.Name, Value: v})
 		if s.Short != "" {
-			flags = append(flags, &cli.GenericFlag{Name: s.Short, Usage: "short for --" + s.Name, Value: v})
+			// Not as an alias: the library would set one from the other's text.
+			flags = append(flags, &cli.GenericFlag{Name: s.Short, Value: v, Hidden: true})
 		}
 	}
 	return flags
 }
+
+// describe is one line of the help of a command: the flag with its placeholder,
+// a tab, and what it means.
+func describe(f cli.Flag) string {
+	g, ok := f.(*cli.GenericFlag)
+	if !ok {
+		return stringer(f)
+	}
+	s := g.Value.(*values).setting
+	text := "--" + s.Name
+	if s.Short != "" {
+		text = "-" + s.Short + ", " + text
+	}
+	if s.Placeholder != "" {
+		text += " " + s.Placeholder
+	}
+	text += "\t" + s.Usage
+	if s.Repeat {
+		text += "; can be repeated"
+	}
+	if s.Default != "" {
+		text += " (default: " + s.Default + ")"
+	}
+	return text
+}
+
+var stringer = cli.FlagStringer
 
 // usageError puts the words of package flag into skep's.
 func usageError(_ *cli.Context, err error, _ bool) error {
@@ -176,8 +203,8 @@ func usageError(_ *cli.Context, err error, _ bool) error {
 // values collects what a flag was given, as often as it was given; package
 // config finds out whether it makes sense.
 type values struct {
-	list   []string
-	toggle bool
+	list    []string
+	setting config.Setting
 }
 
 // Set adds one value.
@@ -190,4 +217,4 @@ func (v *values) Set(s string) error {
 func (v *values) String() string { return "" }
 
 // IsBoolFlag lets a switch stand without a value (package flag).
-func (v *values) IsBoolFlag() bool { return v.toggle }
+func (v *values) IsBoolFlag() bool { return v.setting.Switch() }

@@ -71,21 +71,14 @@ func (v View) free() bool { return v.State == Ready && v.Queue == 0 && v.Wait !=
 // moving tells whether the member is ready and has been seen to get on a moment ago.
 func (v View) moving() bool { return v.State == Ready && v.Lag <= momentary }
 
-// slack is how many connections more than the least a member may have and still count as equal to it.
-//
-// One connection in 16 keeps the busiest of four workers within 1.07 of the mean, at 64 connections and at any number above, and lets a burst that comes
-// between two ticks go to more than the one emptiest worker. With none open anywhere there is no slack: then every connection is a request, and the worker
-// without any is the free one.
-func slack(least int) int {
-	if least == 0 {
-		return 0
-	}
-	return 1 + least/16
-}
+// slack is how many connections more than the least a member may have and still count as equal to it: so few that the busiest stays near the mean, and from 16
+// connections on enough that a burst between two ticks goes to more than the one emptiest worker.
+func slack(least int) int { return least / 16 }
 
-// Choose appends to dst the indices, ascending, of the members among which the next connections are to be spread evenly, and returns the extended slice.
-// It is empty only when no member is Ready; Shelter then says where connections can wait. Burst is the number of connections that are expected before the
-// next call; below 1 it counts as 1. Choose does not allocate when dst has room for all members.
+// Choose appends to dst the indices, ascending, of the members among which the next connections are to be spread, and returns the extended slice. A member that
+// is to get twice as many as another is in it twice as often, at most maxShare times. It is empty only when no member is Ready; Shelter then says where
+// connections can wait. Burst is the number of connections that are expected before the next call; below 1 it counts as 1. Choose does not allocate when dst has
+// room for maxShare times the members.
 //
 // In this order: the free members with the fewest connections; with no free one, the moving members with the shortest queue and the fewest connections; with
 // no moving one either, the ready members with the shortest queue. "Fewest" and "shortest" take in as many members as the expected burst would fill up to one level. A member that is
@@ -117,7 +110,7 @@ func Choose(dst []int, members []View, burst int) []int {
 	return c.pour(dst, classReady)
 }
 
-// Shelter is for a group without a Ready member. It appends to dst the indices, ascending, of those in whose queue a connection has the best prospects: the
+// Shelter is for a group without a Ready member. It appends to dst the indices, as Choose does, of those in whose queue a connection has the best prospects: the
 // members that are to have a worker soon (Starting, Down), those with the shortest queue; else the hung ones; else those that are kept in reserve.
 // Draining and Leaving members get nothing, so the result may be empty.
 func Shelter(dst []int, members []View) []int {
@@ -188,7 +181,7 @@ func (c *chooser) load(v *View, k class) int {
 // the lasting imbalance.
 func (c *chooser) lopsided() bool {
 	free, soon := c.least(classFree), c.least(classFreeOrMoving)
-	return free > soon+1+soon/16
+	return free > soon+1+slack(soon)
 }
 
 // least is the smallest load in the class, or math.MaxInt for a class without members.
@@ -227,10 +220,31 @@ func (c *chooser) pour(dst []int, k class) []int {
 	if c.conns && k <= classMoving {
 		level = max(level, least+1+slack(least))
 	}
+	equal := true
 	for i := range c.members {
 		if v := &c.members[i]; k.has(v) && c.load(v, k) < level {
-			dst = append(dst, i)
+			equal = equal && c.share(v, k, level, least) == maxShare
+		}
+	}
+	for i := range c.members {
+		if v := &c.members[i]; k.has(v) && c.load(v, k) < level {
+			n := 1
+			if !equal {
+				n = c.share(v, k, level, least)
+			}
+			for range n {
+				dst = append(dst, i)
+			}
 		}
 	}
 	return dst
+}
+
+// maxShare is how many times more than another one a member can get.
+const maxShare = 8
+
+// share is how much a member gets: maxShare for the emptiest, less for others, in proportion to their room below the level.
+func (c *chooser) share(v *View, k class, level, least int) int {
+	room, most := level-c.load(v, k), level-least
+	return (maxShare*room + most - 1) / most
 }

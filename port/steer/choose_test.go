@@ -32,14 +32,14 @@ func TestChoose(t *testing.T) {
 		{"one, whatever it does", []View{blocked(3).queued(9)}, 0, []int{0}},
 		{"all free and equal", []View{idle(0), idle(0), idle(0), idle(0)}, 0, []int{0, 1, 2, 3}},
 		{"fewest connections", []View{idle(2), idle(0), idle(1), idle(0)}, 0, []int{1, 3}},
-		{"one apart is equal, unless it is the first", []View{idle(5), idle(6), idle(7), idle(4)}, 0, []int{0, 3}},
-		{"one in 16 more is equal", []View{idle(64), idle(69), idle(70), idle(66)}, 0, []int{0, 1, 3}},
+		{"one apart is not equal", []View{idle(5), idle(6), idle(7), idle(4)}, 0, []int{3}},
+		{"but one in 16 is", []View{idle(64), idle(69), idle(70), idle(68)}, 0, []int{0, 3}},
 		{"a burst goes to all it would fill", []View{idle(2), idle(0), idle(1), idle(9)}, 6, []int{0, 1, 2}},
 		{"a burst goes to all it would fill, exactly", []View{idle(2), idle(0)}, 2, []int{1}},
 		{"a large burst", []View{idle(2), idle(0), idle(1), idle(9)}, 1000, []int{0, 1, 2, 3}},
 		{"queued ones are connections too, in a burst", []View{idle(0), busy(0).queued(40), idle(0)}, 30, []int{0, 2}},
 		{"unknown numbers make all equal", []View{idle(2), idle(-1), idle(7)}, 0, []int{0, 1, 2}},
-		{"only the ready count for that", []View{idle(2), {State: Down, Conns: -1}, idle(1)}, 0, []int{0, 2}},
+		{"only the ready count for that", []View{idle(2), {State: Down, Conns: -1}, idle(1)}, 0, []int{2}},
 		{"blocked ones get nothing", []View{blocked(0), idle(4), idle(4), blocked(0)}, 0, []int{1, 2}},
 		{"nor in a burst", []View{blocked(0), idle(4), idle(4), blocked(0)}, 1000, []int{1, 2}},
 		{"busy ones get nothing while others are free", []View{busy(0), idle(1)}, 0, []int{1}},
@@ -50,7 +50,7 @@ func TestChoose(t *testing.T) {
 		{"an unknown thread with an empty queue is free", []View{unknown(0), idle(0), busy(0)}, 0, []int{0, 1}},
 		{"an unknown thread with a queue is not", []View{unknown(0).queued(1), idle(0)}, 0, []int{1}},
 		{"none free: the moving one with the shortest queue", []View{busy(2).queued(1), busy(1).queued(2), blocked(0)}, 0, []int{0}},
-		{"none free: and the fewest connections", []View{busy(5), busy(3), busy(4), busy(0).queued(1), blocked(0)}, 0, []int{1, 2, 3}},
+		{"none free: and the fewest connections", []View{busy(5), busy(3), busy(4), busy(0).queued(1), blocked(0)}, 0, []int{1}},
 		{"none free: a burst fills the queues of the moving", []View{busy(9).queued(2), busy(0).queued(3), blocked(0)}, 12, []int{0, 1}},
 		{"none moving: the shortest queue", []View{blocked(0).queued(2), blocked(9).queued(1), blocked(0).queued(1)}, 0, []int{1, 2}},
 		{"none moving: queues decide alone", []View{blocked(0), blocked(9)}, 0, []int{0, 1}},
@@ -58,10 +58,34 @@ func TestChoose(t *testing.T) {
 		{"the rest not even alone", []View{in(Down), in(Starting), in(Hung), in(Draining), in(Standby), in(Leaving)}, 0, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if diff := cmp.Diff(c.want, Choose(nil, c.members, c.burst)); diff != "" {
+			if diff := cmp.Diff(c.want, slices.Compact(Choose(nil, c.members, c.burst))); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestShares has members that are to get more than others.
+func TestShares(t *testing.T) {
+	for _, c := range []struct {
+		members []View
+		burst   int
+		want    []int // how often each is in the choice
+	}{
+		{[]View{idle(0), idle(0)}, 10, []int{1, 1}},
+		{[]View{idle(0), idle(5), idle(5), idle(5)}, 10, []int{8, 3, 3, 3}},
+		{[]View{idle(0), idle(5), idle(5), idle(5)}, 1000, []int{1, 1, 1, 1}},
+		{[]View{idle(4), idle(5), idle(6)}, 1, []int{1, 0, 0}},
+		{[]View{idle(32), idle(33), idle(34), idle(35)}, 1, []int{8, 6, 3, 0}},
+		{[]View{idle(40), idle(0), idle(20)}, 30, []int{0, 8, 2}},
+	} {
+		got := make([]int, len(c.members))
+		for _, i := range Choose(nil, c.members, c.burst) {
+			got[i]++
+		}
+		if diff := cmp.Diff(c.want, got); diff != "" {
+			t.Errorf("%v, burst %d (-want +got)\n%s", c.members, c.burst, diff)
+		}
 	}
 }
 
@@ -80,7 +104,7 @@ func TestShelter(t *testing.T) {
 		{"those that go get nothing", []View{in(Draining), in(Leaving)}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if diff := cmp.Diff(c.want, Shelter(nil, c.members)); diff != "" {
+			if diff := cmp.Diff(c.want, slices.Compact(Shelter(nil, c.members))); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)
 			}
 		})
@@ -117,8 +141,8 @@ func TestChooseProperties(t *testing.T) {
 		if (len(got) > 0) != (ready > 0) {
 			t.Fatalf("%d ready, chosen %v", ready, got)
 		}
-		if !slices.IsSorted(got) || len(slices.Compact(slices.Clone(got))) != len(got) {
-			t.Fatalf("not ascending: %v", got)
+		if !slices.IsSorted(got) || len(got) > maxShare*len(members) {
+			t.Fatalf("not ascending, or too many: %v", got)
 		}
 		for _, i := range got {
 			v := members[i]
@@ -183,34 +207,40 @@ func TestConnectionsStayBalanced(t *testing.T) {
 	})
 }
 
-func TestSteadyWhileMembersLeave(t *testing.T) {
+// TestPickStaysRightWhileMembersLeave closes the leaving members in any order and looks after each step who is where.
+func TestPickStaysRightWhileMembersLeave(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		members := rapid.SliceOfN(anyView, 1, 8).Draw(t, "members")
-		var before Array
+		var kernel Array
 		var leaving []int
-		for i := range members {
-			before.Listen(i)
-			if members[i].State == Leaving {
+		stay, ready, steady := 0, 0, 0
+		for i, v := range members {
+			kernel.Listen(i)
+			if v.State == Leaving {
 				leaving = append(leaving, i)
+			} else {
+				stay++
 			}
 		}
-		choice := Choose(nil, members, 5)
-		got := steady(slices.Clone(choice), members)
-		if len(choice) > 0 && len(got) == 0 {
-			t.Fatal("nothing is left")
-		}
-		// Close them in any order, and look after each step.
-		after := before
-		for _, id := range rapid.Permutation(leaving).Draw(t, "order") {
-			after.Remove(id)
-			for _, i := range got {
-				if i >= after.Len() {
-					continue // the kernel uses its hash
+		for i, v := range members {
+			if v.State == Ready {
+				ready++
+				if i < stay {
+					steady++
 				}
-				if len(got) > 1 || got[0] < len(members)-len(leaving) {
-					if after.At(i) != i {
-						t.Fatalf("index %d became member %d", i, after.At(i))
-					}
+			}
+		}
+		got := pick(nil, members, 5)
+		for _, i := range got {
+			if ready > 0 && members[i].State != Ready || members[i].State == Leaving || members[i].State == Draining {
+				t.Fatalf("member %d is %v", i, members[i].State)
+			}
+		}
+		for _, id := range rapid.Permutation(leaving).Draw(t, "order") {
+			kernel.Remove(id)
+			for _, i := range got {
+				if steady > 0 && kernel.At(i) != i {
+					t.Fatalf("index %d became member %d", i, kernel.At(i))
 				}
 			}
 		}
@@ -219,7 +249,7 @@ func TestSteadyWhileMembersLeave(t *testing.T) {
 
 func TestChooseDoesNotAllocate(t *testing.T) {
 	members := []View{idle(2), busy(0), blocked(1).queued(3), unknown(2), in(Down)}
-	dst := make([]int, 0, len(members))
+	dst := make([]int, 0, maxShare*len(members))
 	if n := testing.AllocsPerRun(100, func() { dst = Choose(dst[:0], members, 3) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
@@ -232,7 +262,7 @@ func BenchmarkChoose(b *testing.B) {
 			for i := range members {
 				members[i] = idle(i % 7)
 			}
-			dst := make([]int, 0, n)
+			dst := make([]int, 0, maxShare*n)
 			b.ReportAllocs()
 			for b.Loop() {
 				dst = Choose(dst[:0], members, 3)

@@ -3,11 +3,13 @@ package steer
 import (
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net"
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -77,6 +79,52 @@ func (f *fleet) reach(tb testing.TB, slot int, ask byte) net.Conn {
 		tb.Fatal(err)
 	}
 	return c
+}
+
+// TestLeavingIsNotFollowedByAStandby looks between the close of a socket and the update that says so. Of members 0 to 3 the kernel then has 3, 1, 2.
+func TestLeavingIsNotFollowedByAStandby(t *testing.T) {
+	f := startFleet(t, 4, false, &Options{}, nil)
+	f.poller.Update(f.membership(t, nil, map[int]State{0: Leaving, 2: Standby}))
+	await(t, f.poller, Left, 0)
+	f.workers[0].end()
+	unix.Close(f.group.fds[0])
+	f.group.fds[0] = -1
+	for range 60 {
+		if got := f.anyone(t); got != f.workers[1].pid {
+			t.Fatalf("process %d got a connection, want %d", got, f.workers[1].pid)
+		}
+	}
+}
+
+// anyone is the process that gets an ordinary connection.
+func (f *fleet) anyone(tb testing.TB) int {
+	tb.Helper()
+	c, err := net.Dial("tcp", f.address())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer c.Close()
+	c.Write([]byte{askWho})
+	answer, _ := io.ReadAll(c)
+	pid, err := strconv.Atoi(string(answer))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return pid
+}
+
+// who is the process that the probe of a slot reaches.
+func (f *fleet) who(tb testing.TB, slot int) int {
+	tb.Helper()
+	answer, err := io.ReadAll(f.reach(tb, slot, askWho))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	pid, err := strconv.Atoi(string(answer))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return pid
 }
 
 func addrOf(slot int) []byte {
@@ -184,6 +232,37 @@ func TestPollerNoticesTheDead(t *testing.T) {
 	quickOnes(t, f, 50)
 }
 
+// TestTwoGroups has the same workers on two addresses, as programs with two ports do.
+func TestTwoGroups(t *testing.T) {
+	f := startFleet(t, 2, false, &Options{}, nil)
+	other := newGroup(t, "127.0.0.1", 2)
+	m := f.membership(t, nil, map[int]State{1: Standby})
+	g := Group{ID: 2}
+	for i, x := range m.Groups[0].Members {
+		x.FD = dupOf(t, other.fds[i])
+		if i == 0 {
+			x.State = Draining
+		} else {
+			x.State = Ready
+		}
+		g.Members = append(g.Members, x)
+	}
+	m.Groups = append(m.Groups, g)
+	f.poller.Update(m)
+	settled(t, f.poller, Ready, Standby, Draining, Ready)
+	quickOnes(t, f, 20) // from the first group only worker 0 answers
+	for range 20 {
+		if got := other.got([4]byte{}); got != 1 {
+			t.Fatalf("member %d of the second group got a connection, want 1", got)
+		}
+	}
+	for i, s := range stats(t, f.poller) {
+		if want := i == 0 || i == 3; s.Chosen != want || s.Conns > 0 && i%2 == 1 {
+			t.Errorf("%+v; want chosen %v", s, want)
+		}
+	}
+}
+
 func TestDrained(t *testing.T) {
 	f := startFleet(t, 2, false, &Options{Settle: 60 * time.Millisecond}, nil)
 	f.poller.Update(f.probed(t, nil))
@@ -203,6 +282,13 @@ func TestDrained(t *testing.T) {
 	if e := await(t, f.poller, Drained, 0); e.For < 60*time.Millisecond {
 		t.Errorf("event %+v", e)
 	}
+	// With nothing in the queue it is the settle time alone.
+	f.poller.Update(f.membership(t, nil, map[int]State{1: Draining}))
+	if e := await(t, f.poller, Drained, 1); e.For < 60*time.Millisecond {
+		t.Errorf("event %+v", e)
+	}
+	f.poller.Update(f.membership(t, nil, map[int]State{0: Draining}))
+	await(t, f.poller, Drained, 0)
 	// Said once, also after another update.
 	f.poller.Update(f.membership(t, nil, map[int]State{0: Draining}))
 	settled(t, f.poller, Draining, Ready)
@@ -279,13 +365,18 @@ func TestLeavingLosesNothing(t *testing.T) {
 
 func TestShutIsReported(t *testing.T) {
 	f := startFleet(t, 3, false, &Options{}, nil)
-	settled(t, f.poller, Ready, Ready, Ready)
+	f.poller.Update(f.membership(t, nil, map[int]State{2: Standby}))
+	settled(t, f.poller, Ready, Ready, Standby)
 	if err := unix.Shutdown(f.group.fds[0], unix.SHUT_RD); err != nil {
 		t.Fatal(err)
 	}
 	await(t, f.poller, Shut, 0)
-	// Index 0 is socket 2 now and socket 1 is where it was; nothing is lost until the owner has listened again.
-	quickOnes(t, f, 20)
+	// Index 0 is socket 2 now, a standby, and socket 1 is where it was; until the owner has listened again all goes there.
+	for range 40 {
+		if got := f.anyone(t); got != f.workers[1].pid {
+			t.Fatalf("process %d got a connection, want %d", got, f.workers[1].pid)
+		}
+	}
 	f.group.listen(0)
 	m := f.membership(t, nil, nil)
 	x := m.Groups[0].Members
@@ -294,22 +385,15 @@ func TestShutIsReported(t *testing.T) {
 	eventually(t, "all are chosen again", func() bool {
 		return !slices.ContainsFunc(stats(t, f.poller), func(s Stat) bool { return s.State != Ready })
 	})
-	for slot := range 3 {
-		m := f.probed(t, nil)
-		x := m.Groups[0].Members
-		x[0], x[2] = x[2], x[0]
-		f.poller.Update(m)
-		settled(t, f.poller, Ready, Ready, Ready)
-		c := f.reach(t, slot, askStay)
-		eventually(t, "the probe reaches its slot", func() bool {
-			for _, s := range stats(t, f.poller) {
-				if s.Seat == slot {
-					return s.Conns == 1
-				}
-			}
-			return false
-		})
-		c.Close()
+	m = f.probed(t, nil)
+	x = m.Groups[0].Members
+	x[0], x[2] = x[2], x[0]
+	f.poller.Update(m)
+	settled(t, f.poller, Ready, Ready, Ready)
+	for slot, w := range f.workers {
+		if got := f.who(t, slot); got != w.pid {
+			t.Errorf("the probe of slot %d reached process %d, want %d", slot, got, w.pid)
+		}
 	}
 }
 
@@ -332,11 +416,67 @@ func TestFailedIsReportedOnce(t *testing.T) {
 	if e := await(t, p, Failed, 0); e.Group != 9 || !errors.Is(e.Err, unix.EINVAL) {
 		t.Errorf("event %+v", e)
 	}
-	stats(t, p)
+	for range 3 { // each question is a tick
+		stats(t, p)
+	}
 	select {
 	case e := <-p.Events():
 		t.Errorf("event %+v, again", e)
 	default:
+	}
+}
+
+// TestWhatTheWaitChannelMeans goes through the life of a thread.
+func TestWhatTheWaitChannelMeans(t *testing.T) {
+	const s = time.Second
+	var w worker
+	for _, step := range []struct {
+		now    time.Duration
+		name   string
+		queued bool
+		want   Wait
+	}{
+		{1 * s, "0", false, Unknown}, // unreadable, or never seen idle
+		{2 * s, "hrtimer_nanosleep", false, Unknown},
+		{3 * s, "futex_do_wait", false, Unknown},
+		{4 * s, "do_epoll_wait", false, Idle},
+		{5 * s, "0", false, Busy},
+		{9 * s, "0", false, Busy},
+		{11 * s, "0", false, Unknown}, // runs for long, or has become unreadable
+		{12 * s, "0", true, Busy},     // its queue shows that it does not get on
+		{13 * s, "poll_schedule_timeout.constprop.0\n", false, Idle},
+		{14 * s, "hrtimer_nanosleep", false, Busy},
+		{15 * s, "0", false, Busy},
+		{15 * s, "futex_do_wait", false, Unknown}, // a thread of a pool rests; others may accept
+		{15 * s, "0", false, Busy},
+		{16 * s, "", false, Unknown}, // the thread is gone
+	} {
+		w.stalls = step.queued
+		if got := w.classify(step.now, []byte(step.name)); got != step.want {
+			t.Errorf("at %v %q means %v, want %v", step.now, step.name, got, step.want)
+		}
+	}
+}
+
+// TestNothingToBeBusyWith: whatever its thread does, a worker without a connection is not busy with one.
+func TestNothingToBeBusyWith(t *testing.T) {
+	w := &worker{pid: os.Getpid()}
+	w.open()
+	defer w.close()
+	var r readings
+	for conns, want := range map[int]Wait{0: Unknown, 1: Busy} {
+		// This thread runs at this moment, which is busy for one that has been idle.
+		runtime.LockOSThread()
+		w.tid = unix.Gettid()
+		w.openThread()
+		w.seenIdle, w.wait, w.stalls = true, Busy, true
+		w.files = fileSize(w.fdDir, &r.stat)
+		w.base, w.conns = w.files-conns, conns
+		w.look(time.Second, &r)
+		runtime.UnlockOSThread()
+		if w.wait != want {
+			t.Errorf("with %d connections it is %v, want %v", conns, w.wait, want)
+		}
 	}
 }
 
@@ -450,46 +590,73 @@ func TestIdentityIsAssumed(t *testing.T) {
 	}
 }
 
-// TestKeepAliveIsBalanced opens 64 connections that stay, over a second and in one burst.
+// TestKeepAliveIsBalanced opens 64 connections that stay, over a second and at once. What comes at once is over before anybody can look, so that chance has its
+// part in it; the median of some bursts is what is promised.
 func TestKeepAliveIsBalanced(t *testing.T) {
 	testneed.Linux(t, 6, 2)
 	for _, c := range []struct {
 		name  string
 		gap   time.Duration
+		runs  int
 		limit float64
 	}{
-		{"over a second", 15 * time.Millisecond, 1.10},
-		{"in one burst", 0, 1.30},
+		{"over a second", 15 * time.Millisecond, 1, 1.10},
+		{"in one burst", 0, 9, 1.30},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			f := startFleet(t, 4, false, &Options{}, nil)
-			settled(t, f.poller, Ready, Ready, Ready, Ready)
-			const n = 64
-			began := time.Now()
-			for i := range n {
-				time.Sleep(time.Until(began.Add(time.Duration(i) * c.gap)))
-				conn, err := net.Dial("tcp", f.address())
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer conn.Close()
-				conn.Write([]byte{askStay})
+			var ratios []float64
+			for range c.runs {
+				ratios = append(ratios, keepAliveRatio(t, c.gap))
 			}
-			most := 0
-			eventually(t, "all are accepted", func() bool {
-				sum := 0
-				most = 0
-				for _, s := range stats(t, f.poller) {
-					sum += s.Conns
-					most = max(most, s.Conns)
-				}
-				return sum == n
-			})
-			if ratio := float64(most) / (n / 4); ratio > c.limit {
-				t.Errorf("the busiest has %d of %d connections, %.2f of the mean; at most %.2f is allowed", most, n, ratio, c.limit)
+			slices.Sort(ratios)
+			t.Logf("%.2f", ratios)
+			if got := ratios[len(ratios)/2]; got > c.limit {
+				t.Errorf("the busiest has %.2f of the mean; at most %.2f is allowed", got, c.limit)
 			}
 		})
 	}
+}
+
+// keepAliveRatio opens 64 connections to four workers and returns what the busiest has, of the mean.
+func keepAliveRatio(t *testing.T, gap time.Duration) float64 {
+	t.Helper()
+	f := startFleet(t, 4, false, &Options{}, nil)
+	settled(t, f.poller, Ready, Ready, Ready, Ready)
+	eventually(t, "the poller sleeps", func() bool { // as it does before a burst out of nothing
+		before := f.poller.ticks.Load()
+		time.Sleep(50 * time.Millisecond)
+		return f.poller.ticks.Load() == before
+	})
+	const n = 64
+	fds := make([]int, 0, n)
+	defer func() {
+		for _, fd := range fds {
+			closeHard(fd)
+		}
+	}()
+	began := time.Now()
+	for i := range n {
+		time.Sleep(time.Until(began.Add(time.Duration(i) * gap)))
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fds = append(fds, fd)
+		if err := unix.Connect(fd, f.group.addr); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+			t.Fatal(err)
+		}
+	}
+	most := 0
+	eventually(t, "all are accepted", func() bool {
+		sum := 0
+		most = 0
+		for _, s := range stats(t, f.poller) {
+			sum += s.Conns
+			most = max(most, s.Conns)
+		}
+		return sum == n
+	})
+	return float64(most) / (n / 4)
 }
 
 // TestPollerSleeps counts the ticks and the times any thread of this process went to sleep of its own will, while there is nothing to do.

@@ -18,8 +18,9 @@ const (
 
 // Choice is what a Program may pick from.
 type Choice struct {
-	// Among has the indices, in the kernel's array of the group, of the members that may get a connection: each once, ascending, at most MaxMembers.
-	// With none the program answers an index that no array has, and the kernel falls back to its hash over all members.
+	// Among has the indices, in the kernel's array of the group, of the members that may get a connection: ascending, at most MaxMembers different ones. A member
+	// that is to get more than others is in it several times. With none the program answers an index that no array has, and the kernel falls back to its hash over
+	// all members.
 	Among []int
 	// Probes send connections from some loopback sources to one member, whatever Among says. Slots must differ. May be empty.
 	Probes []Probe
@@ -48,12 +49,20 @@ func probeOffset(slot int) uint32 {
 	return uint32(slot)
 }
 
-// segment maps the values from start up to the next segment's start to value plus delta, or to no answer.
+// segment says what becomes of the values from start up to the next segment's start.
 type segment struct {
 	start uint32
-	delta uint32 // modulo 2^32
-	miss  bool
+	kind  segmentKind
+	k     uint32
 }
+
+type segmentKind uint8
+
+const (
+	plus  segmentKind = iota // the answer is the value plus k, modulo 2^32
+	fixed                    // the answer is k
+	miss                     // there is no answer
+)
 
 // Builder builds programs without allocating once it has grown. The zero value is ready. It is not for concurrent use.
 type Builder struct {
@@ -64,9 +73,10 @@ type Builder struct {
 
 // Program builds the classic BPF program for a SO_REUSEPORT group of TCP sockets. The result is valid until the next call.
 //
-// The choice among members takes the client's source port, not a random number: port/2 plus Salt, modulo their count. Linux gives successive connects
-// from one address ports that are two apart (__inet_hash_connect in net/ipv4/inet_hashtables.c), so a burst from one proxy goes round the members in turn,
-// where random numbers would give one of four workers 1.2 to 1.4 times its share of 64 connections. Clients with random ports get a random member.
+// The choice among members takes the client's source port, not a random number: port/8 plus Salt, modulo their count. Linux gives successive connects from one
+// address ports that rise by 2 to 16 (__inet_hash_connect in net/ipv4/inet_hashtables.c), so a burst from one proxy goes round the members more or less in turn.
+// With random numbers the busiest of four workers gets much more than its share of 64 connections about twice as often, and two connections in a row meet more
+// often in one worker (TestPortsSpreadBetterThanChance). Clients with random ports get a random member.
 //
 // All jumps are binary searches. A conditional jump reaches 255 instructions (8 bits), longer ways take BPF_JA (32 bits); for MaxMembers members
 // and as many probes the program stays below BPF_MAXINSNS (4096).
@@ -101,19 +111,55 @@ func (b *Builder) Program(c Choice) []unix.SockFilter {
 		b.emit(unix.BPF_RET|unix.BPF_K, noIndex)
 		return b.prog
 	}
-	b.emit(unix.BPF_ALU|unix.BPF_RSH|unix.BPF_K, 1)
+	b.emit(unix.BPF_ALU|unix.BPF_RSH|unix.BPF_K, portShift)
 	b.emit(unix.BPF_ALU|unix.BPF_ADD|unix.BPF_K, uint32(c.Salt))
-	b.emit(unix.BPF_ALU|unix.BPF_MOD|unix.BPF_K, uint32(len(c.Among)))
-	b.segs = b.segs[:0]
-	for rank, index := range c.Among {
-		delta := uint32(index - rank)
-		if n := len(b.segs); n == 0 || b.segs[n-1].delta != delta {
-			b.segs = append(b.segs, segment{start: uint32(rank), delta: delta})
-		}
+	if step := b.rankSegments(c.Among); step != 1 {
+		b.emit(unix.BPF_ALU|unix.BPF_MUL|unix.BPF_K, step)
 	}
+	b.emit(unix.BPF_ALU|unix.BPF_MOD|unix.BPF_K, uint32(len(c.Among)))
 	b.search(0, len(b.segs), 0)
 	return b.prog
 }
+
+// rankSegments fills segs with the index for each rank in among. It returns the step by which successive ports go through the ranks: with members that are in it
+// several times, one that does not give all the turns of a member in a row.
+func (b *Builder) rankSegments(among []int) (step uint32) {
+	b.segs = b.segs[:0]
+	step = 1
+	for lo := 0; lo < len(among); {
+		hi := lo + 1
+		for hi < len(among) && among[hi] == among[lo] {
+			hi++
+		}
+		s := segment{start: uint32(lo), k: uint32(among[lo] - lo)}
+		if hi-lo > 1 {
+			s.kind, s.k = fixed, uint32(among[lo])
+			step = coprime(uint32(len(among)))
+		}
+		if n := len(b.segs); n == 0 || b.segs[n-1].kind != s.kind || b.segs[n-1].k != s.k {
+			b.segs = append(b.segs, s)
+		}
+		lo = hi
+	}
+	return step
+}
+
+// coprime is a number near n times the golden ratio without a common divisor with n, so that its multiples modulo n go through all numbers below n.
+func coprime(n uint32) uint32 {
+	for k := n * 618 / 1000; k > 1; k-- {
+		a, b := n, k
+		for b != 0 {
+			a, b = b, a%b
+		}
+		if a == 1 {
+			return k
+		}
+	}
+	return 1
+}
+
+// portShift makes successive ports of one client differ by one, more or less.
+const portShift = 3
 
 // noIndex is out of range in every array: the kernel then uses its hash (reuseport_select_sock in net/core/sock_reuseport.c).
 const noIndex = 0xffffffff
@@ -127,30 +173,27 @@ func (b *Builder) probeSegments(probes []Probe) {
 			b.probes[j], b.probes[j-1] = b.probes[j-1], b.probes[j]
 		}
 	}
-	b.segs = append(b.segs[:0], segment{miss: true})
+	b.segs = append(b.segs[:0], segment{kind: miss})
 	for _, p := range b.probes {
 		at := probeOffset(p.Slot)
-		hit := segment{start: at, delta: uint32(p.Index) - at}
+		hit := segment{start: at, k: uint32(p.Index) - at}
 		if last := len(b.segs) - 1; b.segs[last].start == at {
 			b.segs = b.segs[:last] // the gap between two neighbours is empty
 		}
-		if b.segs[len(b.segs)-1].miss || b.segs[len(b.segs)-1].delta != hit.delta {
+		if last := b.segs[len(b.segs)-1]; last.kind == miss || last.k != hit.k {
 			b.segs = append(b.segs, hit)
 		}
-		b.segs = append(b.segs, segment{start: at + 1, miss: true})
+		b.segs = append(b.segs, segment{start: at + 1, kind: miss})
 	}
 }
 
 // treeSize is the number of instructions that search emits for the segments.
 func treeSize(segs []segment) int {
 	if len(segs) == 1 {
-		switch {
-		case segs[0].miss:
-			return 1
-		case segs[0].delta == 0:
-			return 1
+		if segs[0].kind == plus && segs[0].k != 0 {
+			return 2
 		}
-		return 2
+		return 1
 	}
 	mid := len(segs) / 2
 	left := treeSize(segs[:mid])
@@ -161,18 +204,20 @@ func treeSize(segs []segment) int {
 	return n
 }
 
-// search emits the binary search for the accumulator in segs[lo:hi]. A miss goes on at the instruction with number miss.
-func (b *Builder) search(lo, hi, miss int) {
+// search emits the binary search for the accumulator in segs[lo:hi]. A miss goes on at the instruction with the number otherwise.
+func (b *Builder) search(lo, hi, otherwise int) {
 	if hi-lo == 1 {
-		s := b.segs[lo]
-		if s.miss {
-			b.emit(unix.BPF_JMP|unix.BPF_JA, uint32(miss-len(b.prog)-1))
-			return
+		switch s := b.segs[lo]; s.kind {
+		case miss:
+			b.emit(unix.BPF_JMP|unix.BPF_JA, uint32(otherwise-len(b.prog)-1))
+		case fixed:
+			b.emit(unix.BPF_RET|unix.BPF_K, s.k)
+		case plus:
+			if s.k != 0 {
+				b.emit(unix.BPF_ALU|unix.BPF_ADD|unix.BPF_K, s.k)
+			}
+			b.emit(unix.BPF_RET|unix.BPF_A, 0)
 		}
-		if s.delta != 0 {
-			b.emit(unix.BPF_ALU|unix.BPF_ADD|unix.BPF_K, s.delta)
-		}
-		b.emit(unix.BPF_RET|unix.BPF_A, 0)
 		return
 	}
 	mid := lo + (hi-lo)/2
@@ -185,8 +230,8 @@ func (b *Builder) search(lo, hi, miss int) {
 		b.prog[at].Jf = 1
 		b.emit(unix.BPF_JMP|unix.BPF_JA, uint32(left))
 	}
-	b.search(lo, mid, miss)
-	b.search(mid, hi, miss)
+	b.search(lo, mid, otherwise)
+	b.search(mid, hi, otherwise)
 }
 
 func (b *Builder) emit(code uint16, k uint32) {

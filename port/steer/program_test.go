@@ -3,6 +3,7 @@ package steer
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"testing"
 
@@ -53,6 +54,11 @@ func interpret(t testing.TB, prog []unix.SockFilter, packet []byte) uint32 {
 			x = uint32(packet[at]&0xf) << 2
 		case unix.BPF_ALU | unix.BPF_ADD | unix.BPF_K:
 			a += in.K
+		case unix.BPF_ALU | unix.BPF_MUL | unix.BPF_K:
+			if uint64(a)*uint64(in.K) > math.MaxUint32 {
+				t.Fatal("the multiplication overflows")
+			}
+			a *= in.K
 		case unix.BPF_ALU | unix.BPF_SUB | unix.BPF_K:
 			a -= in.K
 		case unix.BPF_ALU | unix.BPF_RSH | unix.BPF_K:
@@ -112,8 +118,14 @@ func drawChoice(t *rapid.T) Choice {
 	keep := rapid.IntRange(1, 100).Draw(t, "percent kept")
 	seed := rapid.Uint64().Draw(t, "seed")
 	r := rand.New(rand.NewPCG(seed, 1))
-	for i := range size {
-		if r.IntN(100) < keep && len(c.Among) < MaxMembers {
+	weights := rapid.Bool().Draw(t, "weights")
+	for i, n := 0, 0; i < size && n < MaxMembers; i++ {
+		if r.IntN(100) >= keep {
+			continue
+		}
+		n++
+		c.Among = append(c.Among, i)
+		for weights && r.IntN(3) > 0 {
 			c.Among = append(c.Among, i)
 		}
 	}
@@ -175,7 +187,7 @@ func TestProgramPicksOnlyTheChosen(t *testing.T) {
 // TestProgramSpreadsEvenly counts over all ports, the way Linux uses them and at random.
 func TestProgramSpreadsEvenly(t *testing.T) {
 	var b Builder
-	for _, among := range [][]int{{0}, {3}, {0, 1}, {0, 2}, {1, 2, 3}, {0, 2, 3, 7}, {5, 9, 11, 12, 13, 30, 31}} {
+	for _, among := range [][]int{{0}, {3}, {0, 1}, {0, 2}, {1, 2, 3}, {0, 2, 3, 7}, {5, 9, 11, 12, 13, 30, 31}, {0, 0, 1}, {2, 3, 3, 3, 3, 5, 6, 6}} {
 		for _, v6 := range []bool{false, true} {
 			t.Run(fmt.Sprint(among, v6), func(t *testing.T) {
 				prog := b.Program(Choice{Among: among, Salt: 12345})
@@ -185,25 +197,67 @@ func TestProgramSpreadsEvenly(t *testing.T) {
 				for range draws {
 					counts[interpret(t, prog, packet(v6, [4]byte{10, 1, 2, 3}, uint16(r.Uint32()), 0))]++
 				}
-				mean := float64(draws) / float64(len(among))
+				share := make(map[int]int)
 				for _, i := range among {
+					share[i]++
+				}
+				for i, n := range share {
+					mean := float64(draws) / float64(len(among)) * float64(n)
 					// Five standard deviations of a binomial count are below sqrt(mean)*5.
 					if d := float64(counts[uint32(i)]) - mean; d*d > 25*mean {
 						t.Errorf("index %d got %d of %d", i, counts[uint32(i)], draws)
 					}
 				}
-				// In turn, for successive connects of one client.
+				// In turn, for a client whose ports rise evenly.
 				clear(counts)
 				for n := range 16 * len(among) {
-					counts[interpret(t, prog, packet(v6, [4]byte{10, 1, 2, 3}, uint16(32768+2*n), 0))]++
+					counts[interpret(t, prog, packet(v6, [4]byte{10, 1, 2, 3}, uint16(32768+n<<portShift), 0))]++
 				}
-				for _, i := range among {
-					if counts[uint32(i)] != 16 {
-						t.Errorf("a burst gave index %d %d connections, want 16", i, counts[uint32(i)])
+				for i, n := range share {
+					if counts[uint32(i)] != 16*n {
+						t.Errorf("a burst gave index %d %d connections, want %d", i, counts[uint32(i)], 16*n)
 					}
 				}
 			})
 		}
+	}
+}
+
+// TestPortsSpreadBetterThanChance plays bursts of 64 connections as a Linux client makes them to four members, and the same with random numbers.
+func TestPortsSpreadBetterThanChance(t *testing.T) {
+	var b Builder
+	prog := b.Program(Choice{Among: []int{0, 1, 2, 3}})
+	r := rand.New(rand.NewPCG(5, 5))
+	port := uint16(40000)
+	byPort := func() uint32 {
+		port += 2 + 2*uint16(r.IntN(8))
+		return interpret(t, prog, packet(false, [4]byte{10, 0, 0, 9}, port, 0))
+	}
+	byChance := func() uint32 { return r.Uint32() % 4 }
+	const bursts, size = 2000, 64
+	play := func(pick func() uint32) (uneven, meet int) {
+		for range bursts {
+			var counts [4]int
+			last := uint32(4)
+			for range size {
+				i := pick()
+				counts[i]++
+				if i == last {
+					meet++
+				}
+				last = i
+			}
+			if float64(max(counts[0], counts[1], counts[2], counts[3])) > 1.3*size/4 {
+				uneven++
+			}
+		}
+		return uneven, meet
+	}
+	uneven, meet := play(byPort)
+	unevenByChance, meetByChance := play(byChance)
+	t.Logf("uneven bursts: %d by port, %d by chance of %d; in a row to the same: %d and %d", uneven, unevenByChance, bursts, meet, meetByChance)
+	if 10*uneven > 7*unevenByChance || 10*meet > 9*meetByChance {
+		t.Error("ports do no better than chance")
 	}
 }
 

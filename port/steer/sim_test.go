@@ -21,7 +21,7 @@ type simulation struct {
 	took    []time.Duration
 	workers []simWorker
 	next    int
-	ports   int
+	port    int
 	choose  func(now time.Duration, views []View, burst int) []int
 	burst   int
 	arrived int
@@ -32,6 +32,7 @@ func (s *simulation) run(workers int, tick time.Duration) []time.Duration {
 	s.workers = make([]simWorker, workers)
 	s.took = make([]time.Duration, len(s.load))
 	views := make([]View, workers)
+	r := rand.New(rand.NewPCG(3, 3))
 	var choice []int
 	for now := time.Duration(0); s.next < len(s.load); now += tick {
 		for i := range s.workers {
@@ -42,8 +43,8 @@ func (s *simulation) run(workers int, tick time.Duration) []time.Duration {
 		s.arrived = 0
 		choice = s.choose(now, views, s.burst)
 		for ; s.next < len(s.load) && s.load[s.next].at < now+tick; s.next++ {
-			w := &s.workers[choice[s.ports%len(choice)]]
-			s.ports++
+			s.port += 2 + 2*r.IntN(8) // as Linux clients do
+			w := &s.workers[choice[s.port>>portShift%len(choice)]]
 			w.advance(s, s.load[s.next].at)
 			w.queue = append(w.queue, s.next)
 			w.advance(s, s.load[s.next].at)
@@ -116,7 +117,15 @@ func TestTailSimulated(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	hash := func(time.Duration, []View, int) []int { return []int{r.IntN(4)} }
 	for _, rate := range []float64{150, 300} {
-		for _, quick := range []time.Duration{300 * time.Microsecond, time.Millisecond, 2 * time.Millisecond} {
+		for _, c := range []struct {
+			quick time.Duration
+			limit float64 // of the ideal
+		}{
+			{300 * time.Microsecond, 1.25}, // requests so short that two often come to one worker within a tick, and the first may be one that blocks
+			{time.Millisecond, 1.1},
+			{2 * time.Millisecond, 1.1},
+		} {
+			quick := c.quick
 			load := poisson(rate, 300*time.Second, 99)
 			best := lateShare(load, idealWork(load, 4, simWork(quick)))
 			run := func(tick time.Duration, choose func(time.Duration, []View, int) []int) float64 {
@@ -130,7 +139,7 @@ func TestTailSimulated(t *testing.T) {
 				t.Logf("%v/s of %v, tick %v: %.2f %% late, without connections %.2f, without wait channel %.2f, by queue %.2f, by hash %.2f; ideal %.2f",
 					rate, quick, tick, steered, withoutConns, withoutWait, byQueue, byHash, best)
 				// Where hardly anything is late in the ideal world, a few requests more are as good as equal.
-				if limit := 1.1*best + 0.1; steered > limit || withoutConns > limit {
+				if limit := c.limit*best + 0.1; steered > limit || withoutConns > limit {
 					t.Errorf("%v/s of %v, tick %v: %.2f %% and %.2f %% late; the ideal is %.2f %%", rate, quick, tick, steered, withoutConns, best)
 				}
 				if steered >= byQueue || byQueue >= byHash {

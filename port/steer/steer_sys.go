@@ -84,9 +84,14 @@ func readStart(fd int, buf []byte) int {
 	return int(n)
 }
 
+// drain reads once from a descriptor that does not block.
+func drain(fd int, buf []byte) {
+	unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)))
+}
+
 // fileSize is the size fstat(2) shows, or -1. For /proc/PID/fd it is the number of open descriptors since Linux 6.2 and 0 before.
 func fileSize(fd int, st *unix.Stat_t) int {
-	_, _, errno := unix.RawSyscall(unix.SYS_FSTAT, uintptr(fd), uintptr(unsafe.Pointer(st)), 0)
+	_, _, errno := unix.RawSyscall(sysFstat, uintptr(fd), uintptr(unsafe.Pointer(st)), 0)
 	if errno != 0 {
 		return -1
 	}
@@ -100,8 +105,17 @@ type identity struct{ uid, gid uint32 }
 // when a file in /proc shows what only a debugger may see (PTRACE_MODE_READ_FSCREDS). Without the privilege nothing changes, and what cannot be read then
 // counts as unknown.
 func assume(id identity) {
-	unix.RawSyscall(unix.SYS_SETFSGID, uintptr(id.gid), 0, 0)
-	unix.RawSyscall(unix.SYS_SETFSUID, uintptr(id.uid), 0, 0)
+	unix.RawSyscall(sysSetfsgid, uintptr(id.gid), 0, 0)
+	unix.RawSyscall(sysSetfsuid, uintptr(id.uid), 0, 0)
+}
+
+// epollNow fetches what is ready in an epoll, without waiting.
+func epollNow(epfd int, events []unix.EpollEvent) int {
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), 0, 0, 0)
+	if errno != 0 {
+		return 0
+	}
+	return int(n)
 }
 
 func closeFD(fd int) {

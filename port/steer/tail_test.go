@@ -66,14 +66,17 @@ func idealWork(load []arrival, workers int, work func(arrival) time.Duration) []
 const late = 20 * time.Millisecond
 
 // lateShare is the share in percent of the requests that do not block themselves and take longer than 20 ms.
-func lateShare(load []arrival, took []time.Duration) float64 {
+func lateShare(load []arrival, took []time.Duration) float64 { return slowShare(load, took, late) }
+
+// slowShare is lateShare for another limit.
+func slowShare(load []arrival, took []time.Duration, limit time.Duration) float64 {
 	n, slow := 0, 0
 	for i, a := range load {
 		if a.block {
 			continue
 		}
 		n++
-		if took[i] > late {
+		if took[i] > limit {
 			slow++
 		}
 	}
@@ -202,7 +205,7 @@ func TestTail(t *testing.T) {
 		if *tailLong == 0 && rate < 300 {
 			continue
 		}
-		shares := make(map[string][]float64)
+		shares, stalls := make(map[string][]float64), make(map[string]float64)
 		for run := range *tailRuns {
 			load := poisson(rate, length, uint64(run)+1)
 			best := lateShare(load, ideal(load, 4))
@@ -215,9 +218,12 @@ func TestTail(t *testing.T) {
 				}
 				t.Run(fmt.Sprintf("%s/%v/%d", m.name, rate, run), func(t *testing.T) {
 					f := startFleet(t, 4, m.single, m.opts, nil)
-					share := lateShare(load, play(t, f.address(), load))
+					took := play(t, f.address(), load)
+					share := lateShare(load, took)
+					stalls[m.name] = slowShare(load, took, blockTime/2)
 					shares[m.name] = append(shares[m.name], share)
-					line := fmt.Sprintf("%-10s %3.0f/s run %d: %5.2f %% late, ideal %5.2f %%, ratio %.2f", m.name, rate, run, share, best, share/best)
+					line := fmt.Sprintf("%-10s %3.0f/s run %d: %5.2f %% late, ideal %5.2f %%, ratio %.2f; %.2f %% over 100 ms, ideal %.2f %%", m.name, rate, run, share, best,
+						share/best, stalls[m.name], slowShare(load, ideal(load, 4), blockTime/2))
 					if f.poller != nil {
 						line += fmt.Sprintf(", %d ticks, %d attaches", f.poller.ticks.Load(), f.poller.attaches.Load())
 					}
@@ -232,8 +238,9 @@ func TestTail(t *testing.T) {
 			}
 		}
 		if *tailLong == 0 {
-			if h, s := shares["hash"], shares["steer"]; len(h) != 1 || len(s) != 1 || s[0] > h[0]/2 {
-				t.Errorf("late with steering %v %%, with hash %v %%; want less than half", s, h)
+			// A busy machine makes requests late for reasons of its own, but seldom for half a block.
+			if h, s := stalls["hash"], stalls["steer"]; h < 5 || s > h/2 {
+				t.Errorf("%.2f %% of the requests stall with steering, with hash %.2f %%; want less than half", s, h)
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package steer
 
 import (
+	"bytes"
 	"os"
 	"strconv"
 	"time"
@@ -29,6 +30,7 @@ type worker struct {
 	conns  int           // files - base, or -1
 	moved  time.Duration // when it was last seen to get on
 	stalls bool          // a member's queue was not empty at the last look
+	looked uint          // how often it has been looked at
 	gone   bool          // the process has ended
 }
 
@@ -94,10 +96,20 @@ func (w *worker) look(now time.Duration, r *readings) (more int) {
 			w.moved = now
 		}
 	}
-	w.wait = Unknown
-	if w.wchan >= 0 {
+	w.looked++
+	switch {
+	case w.wchan < 0:
+		w.wait = Unknown
+	case w.wait == Idle && w.conns == 0 && !w.stalls && w.looked%4 != 0:
+		// Without a connection it has nothing to do. Reading the wait channel is most of what a tick costs, so it is read only now and then, for the case
+		// that the number is wrong.
+	default:
 		n := readStart(w.wchan, r.name[:])
 		w.wait = w.classify(now, r.name[:n])
+	}
+	if w.wait == Busy && w.conns == 0 {
+		// It has no request to be busy with. In Go and Java the thread that called listen(2) is one of many, and rests anywhere.
+		w.wait = Unknown
 	}
 	if w.wait == Idle {
 		w.moved = now
@@ -116,6 +128,10 @@ func (w *worker) classify(now time.Duration, name []byte) Wait {
 		return Unknown // the thread is gone, or may no longer be read
 	case !w.seenIdle:
 		w.looks = min(w.looks+1, learnAfter)
+		return Unknown
+	case bytes.HasPrefix(name, []byte("futex_")):
+		// A thread of a pool that has nothing to run: another one may accept by now.
+		w.zeroSince = 0
 		return Unknown
 	case string(name) != "0":
 		w.zeroSince = 0

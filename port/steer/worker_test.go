@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"runtime"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -27,6 +26,8 @@ func TestMain(m *testing.M) {
 	switch role := os.Getenv(roleVar); role {
 	case "":
 		os.Exit(m.Run())
+	case "steer":
+		os.Exit(steerOnly())
 	case "loop":
 		os.Exit(serveLoop(3))
 	default:
@@ -38,6 +39,8 @@ func TestMain(m *testing.M) {
 // What a client may ask a worker for, in one byte.
 const (
 	askQuick = 'q' // an answer after quickWork on the CPU
+	askEcho  = 'e' // an answer at once
+	askWho   = 'w' // the worker's pid, as text
 	askBlock = 'b' // an answer after blockTime in which the loop does nothing else
 	askStay  = 's' // an answer, and the connection stays open
 	askBind  = 'h' // no answer, never: the loop hangs
@@ -93,8 +96,13 @@ func serveLoop(listener int) int {
 			case askQuick:
 				for began := time.Now(); time.Since(began) < quickWork; {
 				}
+			case askWho:
+				unix.Write(fd, strconv.AppendInt(nil, int64(os.Getpid()), 10))
+				unix.Close(fd)
+				continue
 			case askBlock:
 				block(blockTime)
+			case askEcho:
 			case askStay:
 				stay = true
 			case askBind:
@@ -183,30 +191,4 @@ func eventually(tb testing.TB, what string, ok func() bool) {
 			tb.Fatalf("it did not come about that %s", what)
 		}
 	}
-}
-
-// statusNumber reads a number from /proc/self/task/*/status, summed over the threads.
-func statusNumber(tb testing.TB, pid, key string) int {
-	tb.Helper()
-	tasks, err := os.ReadDir("/proc/" + pid + "/task")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	sum := 0
-	for _, task := range tasks {
-		data, err := os.ReadFile("/proc/" + pid + "/task/" + task.Name() + "/status")
-		if err != nil {
-			continue
-		}
-		for line := range strings.Lines(string(data)) {
-			if rest, ok := strings.CutPrefix(line, key+":"); ok {
-				n, err := strconv.Atoi(strings.TrimSpace(rest))
-				if err != nil {
-					tb.Fatal(err)
-				}
-				sum += n
-			}
-		}
-	}
-	return sum
 }

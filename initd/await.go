@@ -1,0 +1,150 @@
+package initd
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"skep/initd/supervise"
+	"skep/proc"
+)
+
+// Passed descriptors are listening already, so listen(2) says nothing. A worker
+// is ready when it waits for connections on them: when one of its processes has
+// the socket in an epoll set, waits in accept(2), or rests in poll(2) or
+// select(2) without having used any CPU since the last two looks.
+const (
+	awaitEvery = 50 * time.Millisecond
+	awaitStill = 3 // looks without CPU time used, in poll or select
+)
+
+// awaited is a worker that is looked at until it is ready.
+type awaited struct {
+	pid     int
+	inodes  []uint64
+	cpu     time.Duration
+	still   int
+	reading bool
+}
+
+// awaits tells whether ready workers have to be found out by looking at them.
+func (l *loop) awaits() bool {
+	return len(l.o.Listen) > 0 && l.o.Ready != ReadyAlive && l.sup.Phase() == supervise.Running
+}
+
+// awaitAt is when starting workers are to be looked at again.
+func (l *loop) awaitAt() time.Time {
+	if !l.awaits() {
+		return time.Time{}
+	}
+	var at time.Time
+	for _, st := range l.sup.Seats() {
+		if st.State == supervise.Starting && st.PID != 0 {
+			at = l.looked.Add(awaitEvery)
+		}
+	}
+	return at
+}
+
+// await looks at every starting worker, off the loop.
+func (l *loop) await(now time.Time) {
+	if !l.awaits() || now.Before(l.looked.Add(awaitEvery)) {
+		return
+	}
+	l.looked = now
+	for _, st := range l.sup.Seats() {
+		w := l.workers[st.ID]
+		if st.State != supervise.Starting || w == nil || w.pid != st.PID {
+			continue
+		}
+		if w.awaited == nil {
+			w.awaited = &awaited{pid: w.pid}
+			for _, h := range l.ports.Held(st.ID) {
+				w.awaited.inodes = append(w.awaited.inodes, h.Inode())
+			}
+		}
+		a := w.awaited
+		if a.reading {
+			continue
+		}
+		a.reading = true
+		l.offload(func() func() {
+			ready := a.look()
+			return func() {
+				a.reading = false
+				if ready && l.workers[w.seat] == w {
+					l.step(supervise.BecameReady{PID: w.pid})
+				}
+			}
+		})
+	}
+}
+
+// look tells whether the worker waits for connections. It reads files of other
+// processes and may stall.
+func (a *awaited) look() bool {
+	tree, err := proc.Host.Tree(a.pid)
+	if err != nil {
+		return false
+	}
+	cpu, err := proc.Host.CPU(tree...)
+	rests := err == nil && cpu == a.cpu
+	a.cpu = cpu
+	polls := false
+	for _, pid := range tree {
+		if !holds(pid, a.inodes) {
+			continue
+		}
+		for _, inode := range a.inodes {
+			if proc.Host.EpollWatches(pid, inode) {
+				return true
+			}
+		}
+		for _, name := range waits(pid) {
+			switch {
+			case name == "inet_csk_accept" || name == "unix_accept" || name == "__skb_wait_for_more_packets":
+				return true
+			case name == "poll_schedule_timeout" || strings.HasPrefix(name, "do_sys_poll") || strings.HasPrefix(name, "do_select"):
+				polls = true
+			}
+		}
+	}
+	if !rests || !polls {
+		a.still = 0
+		return false
+	}
+	a.still++
+	return a.still >= awaitStill
+}
+
+func holds(pid int, inodes []uint64) bool {
+	sockets, err := proc.Host.Sockets(pid)
+	if err != nil {
+		return false
+	}
+	for _, have := range sockets {
+		for _, want := range inodes {
+			if have == want {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// waits lists where in the kernel the threads of a process wait (proc(5),
+// /proc/PID/wchan).
+func waits(pid int) (names []string) {
+	dir := "/proc/" + strconv.Itoa(pid) + "/task/"
+	threads, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	for _, thread := range threads {
+		if name, err := os.ReadFile(dir + thread.Name() + "/wchan"); err == nil {
+			names = append(names, string(name))
+		}
+	}
+	return names
+}
