@@ -88,15 +88,18 @@ func (s *sizer) watch(ctx context.Context) {
 	if s.l.o.Boring || s.l.o.Prestart.Only {
 		return
 	}
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err != nil {
-		return // the poll remains
-	}
 	files := cgroup.LimitFiles(s.root, s.paths)
 	if s.paths.Memory.Version == 2 {
 		if _, events, ok := cgroup.Events(s.root, s.paths); ok {
 			files = append(files, events)
 		}
+	}
+	if len(files) == 0 {
+		return // nothing there could change
+	}
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return // the poll remains
 	}
 	for _, name := range files {
 		_, _ = unix.InotifyAddWatch(fd, name, unix.IN_MODIFY)
