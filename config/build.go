@@ -203,6 +203,12 @@ func (d *draft) settle(environ map[string]string) (problems []error) {
 			conflict("prestart-lock", d.Prestart.LockFile, err.Error())
 		}
 	}
+	if p.Standby > 0 && d.Balance != initd.BalanceSteer {
+		conflict("standby", strconv.Itoa(p.Standby), "only --balance steer can keep a worker aside")
+	}
+	if d.HangTimeout > 0 && d.Balance == initd.BalanceSingle {
+		conflict("hang-timeout", d.HangTimeout.String(), "with --balance single no queue is a worker's own")
+	}
 	switch {
 	case d.Share == initd.ShareFDs && len(d.Listen) == 0:
 		conflict("share", "fds", "it needs --listen")

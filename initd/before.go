@@ -94,11 +94,11 @@ func (b *before) apply(e prestart.Effect) (answer prestart.Event) {
 	case prestart.TakeLock:
 		b.pending = lock.Take(l.o.Prestart.LockFile, l.o.Prestart.Key)
 		events := b.pending.Events()
-		go func() {
+		l.background(func() {
 			for ev := range events {
 				l.reports <- func() { b.lockEvent(ev) }
 			}
-		}()
+		})
 	case prestart.WriteStamp:
 		written := b.held.Stamp(b.vars)
 		l.offload(func() func() {

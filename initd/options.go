@@ -87,6 +87,9 @@ type Options struct {
 	SharePorts []uint16
 	Balance    Balance
 	Ready      Ready
+	// HangTimeout is how long a ready worker may accept nothing while its queue
+	// holds connections; 0 only steers around it.
+	HangTimeout time.Duration
 	// ExportWorkers gives the count to one copy that keeps its own workers.
 	ExportWorkers bool
 
@@ -94,6 +97,12 @@ type Options struct {
 	ParentDeath int // signal that skep gets when its parent dies, 0 for none
 	User        string
 	KSM         bool
+
+	// MaxWorkerMemory and MaxWorkerAge are where a worker is replaced gracefully:
+	// bytes of its process tree, and its age, spread by a tenth both ways; 0 is
+	// never.
+	MaxWorkerMemory uint64
+	MaxWorkerAge    time.Duration
 
 	Prestart  PrestartOptions
 	LogLevel  logger.Level

@@ -205,8 +205,10 @@ func TestSingleIsOneSocketForAllSlots(t *testing.T) {
 	s := newTestSet(t, Options{Single: true})
 	a := freeAddr(t)
 	h := mustHold(t, s, 0, a)
-	if mustHold(t, s, 1, a) != h || mustHold(t, s, 1, a) != h {
-		t.Error("slot 1 has another socket")
+	for range 2 {
+		if mustHold(t, s, 1, a) != h {
+			t.Error("slot 1 has another socket")
+		}
 	}
 	if err := s.Listen(h); err != nil {
 		t.Fatal(err)

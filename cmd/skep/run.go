@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"os"
+	"runtime"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -18,6 +19,9 @@ import (
 // run is the whole program. What it was called as decides which part of it this
 // process is.
 func run(args []string) int {
+	// One processor is enough for each part, and the threads that the runtime keeps
+	// for more of them would count against the container's pids limit.
+	runtime.GOMAXPROCS(1)
 	switch {
 	case launch.Is(args):
 		return launch.Main(args)
