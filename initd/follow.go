@@ -323,10 +323,11 @@ func (s *sizer) grows() bool {
 // grow adds one worker if there is room for it. What workers that have not settled
 // may still take is taken as used.
 func (s *sizer) grow(m look) {
-	if s.replan != "" || !m.known || !s.grows() {
+	if s.replan != "" || !s.grows() {
 		return
 	}
-	if !s.room() {
+	// Where the usage cannot be read the plan is all there is to go by.
+	if m.known && !s.room() {
 		s.full = true
 		if s.fullAt == s.l.sup.Wanted() {
 			return // said already
