@@ -895,7 +895,7 @@ func TestFallsBackToOneWorker(t *testing.T) {
 func TestReload(t *testing.T) {
 	t.Parallel()
 	bad := filepath.Join(t.TempDir(), "bad")
-	s := start(t, quick(2, "ready=alive:50ms"), sh("test -e "+bad+" && exit 1; echo up $$; exec sleep 1000"))
+	s := start(t, quick(2, "ready=alive:1s"), sh("test -e "+bad+" && exit 1; echo up $$; exec sleep 1000"))
 	old := s.pids(2)
 	s.wait(s.err, "worker ready", 2)
 	if err := os.WriteFile(bad, nil, 0o644); err != nil {
