@@ -27,6 +27,7 @@ what failed are arrivals that found 8192 requests on their way already.`,
 		Subjects: []string{"skep", "skep hash", "gunicorn + uvicorn", "node cluster"},
 		Base:     "skep hash",
 		Ratio:    "cpu",
+		Judged:   []string{"wakeups"},
 		Metrics: []Metric{
 			{Name: "cpu", Title: "CPU of PID 1, % of a core", Digits: 2},
 			{Name: "wakeups", Title: "wake-ups a second", Digits: 0},

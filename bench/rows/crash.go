@@ -35,8 +35,9 @@ command from nothing; where that is too long there is a spare (see below). uvico
 		Cases: []string{killed, stopped},
 		Subjects: []string{"skep", "skep hash", "plain reuseport", "uvicorn --workers", "gunicorn + uvicorn", "gunicorn sync",
 			"node cluster", "supervisord"},
-		Base:  "skep",
-		Ratio: "failed",
+		Base:   "skep",
+		Ratio:  "failed",
+		Judged: []string{"slow", "gap"},
 		Metrics: []Metric{
 			{Name: "failed", Title: "failed"},
 			{Name: "slow", Title: "answered after > 100 ms"},

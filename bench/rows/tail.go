@@ -40,6 +40,7 @@ between a worker's block and the next look at it, and the time the machine itsel
 		Reference: []string{ideal},
 		Base:      ideal,
 		Ratio:     "over",
+		Judged:    []string{"p50"},
 		Metrics: []Metric{
 			{Name: "over", Title: "over 20 ms, %", Digits: 2},
 			{Name: "p50", Title: "p50, ms", Digits: 2},
