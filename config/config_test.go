@@ -263,6 +263,7 @@ func TestChoices(t *testing.T) {
 		{"ready": {"alive:"}}, {"ready": {"listening"}}, {"ready": {"alive:-1"}}, {"signal-map": {"TERM:"}}, {"signal-map": {"0:TERM"}},
 		{"signal-map": {"TERM:X"}}, {"prestart": {" "}}, {"user": {""}}, {"memory-target": {"0"}}, {"workers-per-cpu": {"513"}},
 		{"share-port": {"0"}}, {"start-limit": {"-1"}}, {"remap-exit": {"-1"}}, {"remap-exit": {"x"}}, {"stop-on": {""}},
+		{"stop-on": {"TERM,KILL"}}, {"stop-on": {"RTMIN"}}, {"reload-signal": {"CHLD"}}, {"reload-signal": {"PROF"}}, {"signal-map": {"STOP:TERM"}},
 	} {
 		if _, err := Build(Input{Command: []string{"x"}, Flags: bad}); err == nil {
 			t.Errorf("%v is taken", bad)

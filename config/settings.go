@@ -106,6 +106,15 @@ func signalNumber(s string) (int, error) {
 	return n, nil
 }
 
+// heardSignal is signalNumber for signals that skep itself has to hear.
+func heardSignal(s string) (int, error) {
+	n, err := signalNumber(s)
+	if err == nil && !initd.Catches(n) {
+		err = errors.New("skep is never told of " + sys.SignalName(n))
+	}
+	return n, err
+}
+
 // Settings lists every flag in the order of the help.
 func Settings() []Setting {
 	return []Setting{
@@ -246,11 +255,18 @@ func Settings() []Setting {
 		{Name: "standby", Placeholder: "N", Default: "0", Serving: true,
 			Usage: "ready workers kept aside, one of which serves at once when another dies",
 			set:   count(0, func(d *draft) *int { return &d.Policy.Standby })},
+		{Name: "max-worker-memory", Placeholder: "SIZE", Usage: "replace a worker that holds more, gracefully", Serving: true,
+			set: func(d *draft, s string) (err error) {
+				d.MaxWorkerMemory, err = ParseSize(s)
+				return err
+			}},
+		{Name: "max-worker-age", Placeholder: "TIME", Usage: "replace a worker that is older, give or take a tenth, gracefully", Serving: true,
+			set: duration(func(d *draft) *time.Duration { return &d.MaxWorkerAge })},
 		{Name: "reload-signal", Placeholder: "SIG|none", Default: "HUP", Usage: "signal that reloads the workers one by one",
 			set: func(d *draft, s string) (err error) {
 				d.reloadSignal = 0
 				if s != "none" {
-					d.reloadSignal, err = signalNumber(s)
+					d.reloadSignal, err = heardSignal(s)
 				}
 				return err
 			}},
@@ -261,6 +277,9 @@ func Settings() []Setting {
 					n, err := signalNumber(strings.TrimSpace(name))
 					if err != nil {
 						return errors.New("want signals such as TERM,INT,QUIT")
+					}
+					if n, err = heardSignal(strings.TrimSpace(name)); err != nil {
+						return err
 					}
 					d.Policy.StopOn = append(d.Policy.StopOn, n)
 				}
@@ -357,6 +376,9 @@ func setSignalMap(d *draft, s string) error {
 	a, err := signalNumber(from)
 	if !found || err != nil {
 		return bad
+	}
+	if a, err = heardSignal(from); err != nil {
+		return err
 	}
 	b := 0
 	if to != "0" {

@@ -94,11 +94,11 @@ func (b *before) apply(e prestart.Effect) (answer prestart.Event) {
 	case prestart.TakeLock:
 		b.pending = lock.Take(l.o.Prestart.LockFile, l.o.Prestart.Key)
 		events := b.pending.Events()
-		go func() {
+		l.background(func() {
 			for ev := range events {
 				l.reports <- func() { b.lockEvent(ev) }
 			}
-		}()
+		})
 	case prestart.WriteStamp:
 		written := b.held.Stamp(b.vars)
 		l.offload(func() func() {
@@ -191,7 +191,7 @@ func (b *before) run(step prestart.Step) prestart.Event {
 	c.Env = environ
 	if c.Path == "" {
 		var err error
-		if c.Path, err = launch.LookPath(c.Argv[0], variable(environ, "PATH")); err != nil {
+		if c.Path, err = launch.LookPathIn(l.dir, c.Argv[0], variable(environ, "PATH")); err != nil {
 			return failed(err)
 		}
 	}
@@ -273,12 +273,17 @@ func (b *before) finished(e prestart.Finished) {
 		return
 	}
 	l.env = env.Merge(l.env, b.vars)
-	path, err := launch.LookPath(l.o.Command[0], variable(l.env, "PATH"))
+	path, err := launch.LookPathIn(l.dir, l.o.Command[0], variable(l.env, "PATH"))
 	if err != nil {
 		l.log.Log(logger.Error, err.Error())
 		l.step(supervise.Abandon{Code: launch.ExitCode(err)})
 		return
 	}
 	l.path = path
+	if err := l.openListeners(); err != nil {
+		l.log.Log(logger.Error, err.Error())
+		l.step(supervise.Abandon{Code: ExitOwnFault})
+		return
+	}
 	l.startWorkers()
 }

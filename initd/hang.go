@@ -25,7 +25,7 @@ func (l *loop) stalled(seat int, since time.Duration) {
 	s := &stall{since: time.Now().Add(-since), reading: true}
 	l.stalls[seat] = s
 	l.offload(func() func() {
-		cpu, _ := look(w.pid)
+		cpu, _ := rest(w.pid)
 		return func() { s.began, s.reading = cpu, false }
 	})
 }
@@ -74,7 +74,7 @@ func (l *loop) checkHangs(now time.Time) {
 		s.reading = true
 		pid, first := w.pid, s.looking.IsZero()
 		l.offload(func() func() {
-			cpu, sleeps := look(pid)
+			cpu, sleeps := rest(pid)
 			return func() {
 				s.reading = false
 				if l.stalls[seat] != s || l.workers[seat] != w {
@@ -93,9 +93,9 @@ func (l *loop) checkHangs(now time.Time) {
 	}
 }
 
-// look tells how much CPU time a worker's processes have used, and whether its
+// rest tells how much CPU time a worker's processes have used, and whether its
 // main thread sleeps or is stopped. It reads files of another process.
-func look(pid int) (cpu time.Duration, sleeps bool) {
+func rest(pid int) (cpu time.Duration, sleeps bool) {
 	tree, err := proc.Host.Tree(pid)
 	if err != nil {
 		return 0, false

@@ -98,6 +98,12 @@ type Options struct {
 	User        string
 	KSM         bool
 
+	// MaxWorkerMemory and MaxWorkerAge are where a worker is replaced gracefully:
+	// bytes of its process tree, and its age, spread by a tenth both ways; 0 is
+	// never.
+	MaxWorkerMemory uint64
+	MaxWorkerAge    time.Duration
+
 	Prestart  PrestartOptions
 	LogLevel  logger.Level
 	LogFormat logger.Format

@@ -1,10 +1,10 @@
 package initd
 
 import (
-	"context"
 	"io/fs"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -12,7 +12,6 @@ import (
 	"skep/cgroup"
 	"skep/initd/supervise"
 	"skep/internal/logger"
-	"skep/proc"
 	"skep/sizing"
 )
 
@@ -22,7 +21,7 @@ const SweepTimeout = 5 * time.Second
 
 // limitsEvery is how often limits are read again without a notice: a CPU that
 // the machine takes offline makes none.
-const limitsEvery = 30 * time.Second
+const limitsEvery = 29 * time.Second
 
 // sizer knows the limits and the number of workers that fits them.
 type sizer struct {
@@ -35,17 +34,14 @@ type sizer struct {
 	fixed    int // a number that is not computed, 0 for none
 	decision sizing.Decision
 	learner  sizing.Learner
-	applied  uint64         // the need of one worker that the number in force comes from
-	ready    map[int]int    // slot to the pid that is being or was measured
-	reading  bool           // a measurement is under way
-	pss      map[int]uint64 // the last measurement, by slot
-	ooms     uint64
-	recheck  time.Time
+	applied  uint64 // the need of one worker that the number in force comes from
+
+	follower
 }
 
 func newSizer(l *loop) *sizer {
 	return &sizer{l: l, root: os.DirFS("/"), policy: l.o.Sizing, fixed: l.o.Count,
-		ready: make(map[int]int), pss: make(map[int]uint64)}
+		follower: follower{replacing: none, watched: make(map[int]*watched), guard: sizing.NewGuard(max(l.o.Count, l.o.Sizing.Min))}}
 }
 
 // Limits reads what skep plan and the start of skep run go by.
@@ -78,8 +74,18 @@ func (l *loop) decideAtStart() {
 	}
 	s.limits, s.paths = Limits()
 	s.ooms, _, _ = cgroup.Events(s.root, s.paths)
+	if used, err := cgroup.ReadUsage(s.root, s.paths, s.limits); err == nil && used.Dir != "" {
+		s.used, s.policy.Base = used, used.Held // nothing but skep runs here yet
+	}
+	s.limitsRead = time.Now()
 	s.decision = sizing.Plan(s.limits.Limits, s.policy, 0)
 	l.discover = l.o.Discover
+	l.oomScore = workersOOMScore()
+	if l.o.KSM {
+		if run, err := os.ReadFile("/sys/kernel/mm/ksm/run"); err != nil || strings.TrimSpace(string(run)) != "1" {
+			l.early = append(l.early, "--ksm has no effect: the kernel merges no pages (/sys/kernel/mm/ksm/run is not 1)")
+		}
+	}
 	if p.Serve && !l.o.ExportWorkers {
 		p.Workers = s.first()
 	}
@@ -127,154 +133,15 @@ func (s *sizer) announce() {
 }
 
 func (s *sizer) explain(text string, more ...logger.Field) {
-	reason := s.decision.Reason
+	reason, count := s.decision.Reason, s.count()
 	if s.learns() && s.decision.WorkerBytes == nil {
+		count = s.first()
 		reason += "; learning what one worker needs"
 	}
-	s.l.log.Log(logger.Info, text, append([]logger.Field{{Key: "workers", Value: s.count()}, {Key: "why", Value: reason}}, more...)...)
+	s.l.log.Log(logger.Info, text, append([]logger.Field{{Key: "workers", Value: count}, {Key: "why", Value: reason}}, more...)...)
 	for _, w := range s.decision.Warnings {
 		s.l.log.Log(logger.Warn, w)
 	}
-}
-
-// watch follows the limits while skep runs, by inotify(7).
-func (s *sizer) watch(ctx context.Context) {
-	if s.fixed > 0 || s.l.o.Boring || s.l.o.Prestart.Only {
-		return
-	}
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err != nil {
-		return // the poll remains
-	}
-	for _, name := range cgroup.LimitFiles(s.root, s.paths) {
-		_, _ = unix.InotifyAddWatch(fd, name, unix.IN_MODIFY)
-	}
-	f := os.NewFile(uintptr(fd), "inotify")
-	context.AfterFunc(ctx, func() { _ = f.Close() })
-	go func() {
-		var buf [4096]byte
-		for {
-			if _, err := f.Read(buf[:]); err != nil {
-				return
-			}
-			s.l.reports <- s.readAgain
-		}
-	}()
-}
-
-// deadline is when tick has something to do.
-func (s *sizer) deadline() time.Time {
-	if s.fixed > 0 || !s.l.sup.Serving() || s.l.sup.Phase() != supervise.Running {
-		return time.Time{}
-	}
-	at := s.recheck
-	if d := s.learner.Deadline(); !s.reading && !d.IsZero() && (at.IsZero() || d.Before(at)) {
-		at = d
-	}
-	return at
-}
-
-func (s *sizer) tick(now time.Time) {
-	if s.fixed > 0 || !s.l.sup.Serving() || s.l.sup.Phase() != supervise.Running {
-		return
-	}
-	if !now.Before(s.recheck) {
-		if !s.recheck.IsZero() {
-			s.readAgain()
-		}
-		s.recheck = now.Add(limitsEvery)
-	}
-	if !s.reading && s.learns() {
-		s.measure(now)
-	}
-}
-
-// observe tells the learner which workers have become ready and which are gone.
-func (s *sizer) observe(now time.Time) {
-	if s.fixed > 0 || !s.learns() {
-		return
-	}
-	alive := make(map[int]bool, len(s.ready))
-	for _, st := range s.l.sup.Seats() {
-		if st.State != supervise.Ready && st.State != supervise.Standby {
-			continue
-		}
-		alive[st.Slot] = true
-		if s.ready[st.Slot] != st.PID {
-			s.ready[st.Slot] = st.PID
-			s.learner.Ready(now, st.Slot)
-		}
-	}
-	for slot := range s.ready {
-		if !alive[slot] {
-			delete(s.ready, slot)
-			delete(s.pss, slot)
-			s.learner.Gone(slot)
-		}
-	}
-}
-
-// measured is what one round of reading found.
-type measured struct {
-	due  []int
-	pss  map[int]uint64
-	used uint64
-}
-
-// measure reads the memory of the workers that are due, off the loop.
-func (s *sizer) measure(now time.Time) {
-	due := s.learner.Due(now)
-	if len(due) == 0 {
-		return
-	}
-	s.reading = true
-	pids := make(map[int]int, len(s.ready))
-	for slot, pid := range s.ready {
-		pids[slot] = pid
-	}
-	paths, limits := s.paths, s.limits
-	s.l.offload(func() func() {
-		m := measured{due: due, pss: make(map[int]uint64, len(pids))}
-		for slot, pid := range pids {
-			tree, err := proc.Host.Tree(pid)
-			if err != nil {
-				continue // it has ended
-			}
-			if memory, err := proc.Host.PSS(tree...); err == nil {
-				m.pss[slot] = memory.Bytes
-			}
-		}
-		if usage, err := cgroup.ReadUsage(os.DirFS("/"), paths, limits); err == nil {
-			m.used = usage.Held
-		}
-		return func() { s.learn(m) }
-	})
-}
-
-// learn takes a measurement, and changes the number of workers when the need of
-// one has become clear or turned out larger.
-func (s *sizer) learn(m measured) {
-	s.reading = false
-	now := time.Now()
-	settled := false
-	for slot, bytes := range m.pss {
-		s.pss[slot] = bytes
-	}
-	for _, slot := range m.due {
-		settled = s.learner.Sample(now, slot, m.pss[slot]) || settled
-	}
-	if !settled || s.learner.Worker() <= s.applied || s.l.sup.Phase() != supervise.Running {
-		return
-	}
-	workers := make([]uint64, 0, len(m.pss))
-	for _, bytes := range m.pss {
-		workers = append(workers, bytes)
-	}
-	if m.used > 0 {
-		s.policy.Base = sizing.Base(m.used, workers...)
-	}
-	s.applied = s.learner.Worker()
-	s.plan("learned what one worker needs")
 }
 
 // plan computes the number again and has it carried out.
@@ -282,47 +149,26 @@ func (s *sizer) plan(occasion string) {
 	if s.fixed > 0 || s.l.o.ExportWorkers {
 		return
 	}
-	s.decision = sizing.Plan(s.limits.Limits, s.policy, s.applied)
-	s.explain(occasion)
-	s.l.step(supervise.Scale{Workers: s.decision.Workers, Serve: true, Why: s.decision.Reason})
-}
-
-// readAgain reads the limits off the loop and plans anew when they changed.
-func (s *sizer) readAgain() {
-	s.l.offload(func() func() {
-		limits, _ := Limits()
-		return func() { s.changed(limits) }
-	})
-}
-
-func (s *sizer) changed(limits cgroup.Limits) {
-	if limits.Limits == s.limits.Limits {
-		return
-	}
-	s.limits = limits
-	if s.l.sup == nil || !s.l.sup.Serving() || s.l.sup.Phase() != supervise.Running {
-		return
-	}
+	s.decision = sizing.Plan(s.bounds(), s.policy, s.applied)
 	if s.learns() && s.applied == 0 {
 		return // still learning; the new limits count when that is done
 	}
-	s.plan("limits changed")
+	s.explain(occasion)
+	s.why, s.full = s.decision.Reason, false
 }
 
-// oomKilled tells whether the kernel has killed for memory since it was asked
-// last: a fact from its own counter (cgroup-v2.rst, memory.events).
-func (s *sizer) oomKilled() bool {
-	n, _, ok := cgroup.Events(s.root, s.paths)
-	killed := ok && n > s.ooms
-	if ok {
-		s.ooms = n
+// bounds is the limits with the memory limit that skep is nearest to: that of a
+// parent full of neighbours may come before the own one.
+func (s *sizer) bounds() sizing.Limits {
+	l := s.limits.Limits
+	if s.used.Dir != "" {
+		l.Memory = s.used.Limit
 	}
-	return killed
+	return l
 }
 
 // replicate makes a service of the lone command.
 func (s *sizer) replicate() {
-	s.recheck = time.Now().Add(limitsEvery)
 	switch {
 	case s.fixed > 0:
 		s.explain("replicating")

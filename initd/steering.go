@@ -40,7 +40,7 @@ func (s *steering) start() {
 		return
 	}
 	s.poller = poller
-	go func() {
+	s.l.background(func() {
 		for ev := range poller.Events() {
 			select {
 			case s.l.reports <- func() { s.event(ev) }:
@@ -48,7 +48,7 @@ func (s *steering) start() {
 				return
 			}
 		}
-	}()
+	})
 }
 
 // update tells the poller what has changed in groups and states.

@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"skep/cgroup"
 	"skep/initd/supervise"
 	"skep/internal/logger"
 	"skep/port"
@@ -91,12 +90,19 @@ func (m *made) Signal(pid, sig int, _ bool) error {
 func (m *made) SignalTree(pid, sig int)  { _ = m.Signal(pid, sig, true) }
 func (m *made) SignalLeft(int, int, int) {}
 func (m *made) pids() []int              { return slices.Sorted(maps.Keys(m.alive)) }
-func (m *made) one(t *testing.T) int     { t.Helper(); m.want(t, 1); return m.pids()[0] }
 func (m *made) want(t *testing.T, n int) {
 	t.Helper()
 	if len(m.alive) != n {
 		t.Errorf("after %v: %d processes, want %d", m.at(), len(m.alive), n)
 	}
+}
+
+func (m *made) one(t *testing.T) int {
+	t.Helper()
+	if len(m.alive) != 1 {
+		t.Fatalf("after %v: %d processes, want 1", m.at(), len(m.alive))
+	}
+	return m.pids()[0]
 }
 func (m *made) wantEvents(t *testing.T, w ...string) {
 	t.Helper()
@@ -339,6 +345,54 @@ func TestSecondInterrupt(t *testing.T) {
 	})
 }
 
+// A signal to skep is one signal to each worker. Processes cannot tell: the
+// kernel makes one of two that are pending.
+func TestEachSignalIsSentOnce(t *testing.T) {
+	every := []unix.Signal{unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGPIPE, unix.SIGALRM, unix.SIGCONT,
+		unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU, unix.SIGURG, unix.SIGWINCH, 35, 64}
+	ignore := make([]int, 64)
+	for i := range ignore {
+		ignore[i] = i + 1
+	}
+	lone := Options{Boring: true, Policy: supervise.Policy{Workers: 1, Restart: supervise.RestartNever, SweepTimeout: SweepTimeout}}
+	play(t, lone, func(p *played) {
+		p.ignore = ignore
+		for _, sig := range every {
+			p.send(sig)
+			p.wantEvents(p.T, "0s "+signalName(int(sig))+" to 1")
+		}
+		p.send(unix.SIGTERM)
+		p.send(unix.SIGTERM)
+		p.send(unix.SIGINT)
+		p.wantEvents(p.T, "0s TERM to 1", "0s TERM to 1", "0s INT to 1")
+		p.exit(p.one(p.T), 5)
+		p.over(5)
+	})
+	service := serving(2)
+	service.Policy.SignalMap = map[int]int{10: 12, 28: 0}
+	play(t, service, func(p *played) {
+		p.ignore = ignore
+		for _, c := range []struct {
+			send unix.Signal
+			get  string // none for job control, and for what is dropped
+		}{{unix.SIGUSR2, "USR2"}, {unix.SIGUSR1, "USR2"}, {unix.SIGWINCH, ""}, {unix.SIGTSTP, ""}, {unix.SIGTTIN, ""}, {unix.SIGTTOU, ""},
+			{64, "RTMAX"}, {unix.SIGHUP, "HUP"}} {
+			p.send(c.send)
+			if c.get == "" {
+				p.wantEvents(p.T)
+			} else {
+				p.wantEvents(p.T, "0s "+c.get+" to 1", "0s "+c.get+" to 2")
+			}
+		}
+		p.send(unix.SIGTERM)
+		p.ignore = nil
+		for _, pid := range p.pids() {
+			p.exit(pid, 0)
+		}
+		p.over(0)
+	})
+}
+
 // What a lone command leaves behind has its five seconds.
 func TestSweep(t *testing.T) {
 	o := Options{Boring: true, Policy: supervise.Policy{Workers: 1, Restart: supervise.RestartNever, SweepTimeout: SweepTimeout}}
@@ -397,60 +451,6 @@ func TestIdleLoopSleeps(t *testing.T) {
 			p.Error("there is a deadline although nothing is to come")
 		}
 		p.send(unix.SIGTERM)
-		p.over(0)
-	})
-}
-
-// The number of workers follows what one needs, once that has settled, and the
-// limits when they change, both ways.
-func TestWorkersFollowMemory(t *testing.T) {
-	const mib = 1 << 20
-	limits := func(memory uint64) cgroup.Limits {
-		l := cgroup.Limits{}
-		l.Memory = sizing.Memory{Bytes: memory, Set: true, Source: "/limit"}
-		l.Quota = sizing.CPU{Milli: 8000, Set: true, Source: "/cpus"}
-		return l
-	}
-	play(t, serving(1), func(p *played) {
-		s := p.loop.size
-		p.do(func() { // from here on as with --workers auto
-			s.fixed, s.limits, s.policy = 0, limits(1000*mib), sizing.Policy{ByHand: true, Target: 800}
-			s.decision = sizing.Plan(s.limits.Limits, s.policy, 0)
-		})
-		p.after(time.Second)
-		measure := func(bytes uint64) {
-			p.do(func() {
-				slots := slices.Sorted(maps.Keys(s.ready))
-				m := measured{due: slots, pss: make(map[int]uint64), used: bytes * uint64(len(slots))}
-				for _, slot := range slots {
-					m.pss[slot] = bytes
-				}
-				s.learn(m)
-			})
-		}
-		for i := range 4 {
-			p.want(p.T, 1)
-			if i > 0 {
-				p.after(time.Second)
-			}
-			measure(100 * mib)
-		}
-		p.want(p.T, 6) // 1000 × 0.8 / (100 × 1.25)
-		p.after(time.Second)
-		p.do(func() { s.changed(limits(500 * mib)) })
-		p.after(time.Second)
-		p.want(p.T, 3)
-		p.do(func() { s.changed(limits(500 * mib)) }) // the same again is no change
-		p.after(time.Second)
-		p.want(p.T, 3)
-		p.do(func() { s.changed(limits(100 * mib)) })
-		p.after(time.Second)
-		p.want(p.T, 1) // never none
-		p.do(func() { s.changed(limits(1500 * mib)) })
-		p.after(5 * time.Second)
-		p.want(p.T, 8) // as many as there are CPUs
-		p.send(unix.SIGTERM)
-		p.do(func() { s.changed(limits(4000 * mib)) })
 		p.over(0)
 	})
 }

@@ -155,6 +155,9 @@ func (l *loop) command(w *worker) (reaper.Command, launch.Spec, error) {
 		}
 		return c, spec, nil
 	}
+	if l.discover || l.sup.Serving() {
+		spec.OOMScoreAdj = l.oomScore
+	}
 	count := l.size.count()
 	for _, arg := range o.Command {
 		arg, err := Expand(arg, o.Listen, w.slot, count)
@@ -280,7 +283,7 @@ const listenerTimeout = 60 * time.Second
 
 // intercept waits for the worker's filter and then serves it.
 func (l *loop) intercept(w *worker, socket int) {
-	go func() {
+	l.background(func() {
 		listener, err := port.ReceiveListener(socket, listenerTimeout)
 		if err != nil {
 			l.reports <- func() { l.cannotShare(w, err) }
@@ -294,5 +297,5 @@ func (l *loop) intercept(w *worker, socket int) {
 					logger.Field{Key: "slot", Value: w.slot}, logger.Field{Key: "error", Value: err.Error()})
 			}
 		}
-	}()
+	})
 }

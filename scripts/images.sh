@@ -98,6 +98,7 @@ docker version >/dev/null 2>&1 || fail "the Docker engine does not answer: start
 if [[ "${1-}" == clean ]]; then
 	docker ps -aq --filter label=skep.test | xargs -r docker rm -f >/dev/null
 	docker network ls -q --filter label=skep.test | xargs -r docker network rm >/dev/null
+	docker volume ls -q --filter label=skep.test | xargs -r docker volume rm >/dev/null
 	docker images -q --filter label=skep.test | sort -u | xargs -r docker rmi -f >/dev/null
 	docker images -q --filter "label=$label" | sort -u | xargs -r docker rmi -f >/dev/null
 	echo "images: removed every container, network and image with the label skep.test or $label"

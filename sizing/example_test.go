@@ -31,6 +31,6 @@ func Example() {
 	fmt.Println(d.Workers)
 	fmt.Println(d.Reason)
 	// Output:
-	// 3
-	// 3 workers: memory 512 MiB × 0.8 − 12 MiB base = 397.6 MiB fits 3 × 100 MiB; cpu 4 × 1 allows 4; memory decides
+	// 4
+	// 4 workers: memory 512 MiB × 0.8 − 12 MiB base = 397.6 MiB fits 4 × 80 MiB; cpu 4 × 1 allows 4; memory and cpu agree
 }

@@ -13,8 +13,8 @@ const (
 	learnAtMost = 60 * time.Second // after this the largest sample counts, settled or not
 )
 
-// Learner finds what one worker needs: the memory of its process tree when it has settled, with a quarter more on top
-// for the load to come. The largest worker counts. Every worker that becomes ready is measured anew, because the need of
+// Learner finds what one worker needs: the memory of its process tree when it has settled. Room for the load to come is
+// added by Plan. The largest worker counts. Every worker that becomes ready is measured anew, because the need of
 // the first alone may mislead; what was learned never shrinks, except by Forget.
 //
 // The loop calls Ready when a worker becomes ready, asks Due at each Deadline whom to measure, has the memory read
@@ -112,5 +112,5 @@ func (l *Learner) Deadline() time.Time {
 // Measuring says whether the worker in slot is still being measured.
 func (l *Learner) Measuring(slot int) bool { return l.slots[slot] != nil }
 
-// Worker is what one worker needs, in bytes: the largest settled one and a quarter more. It is 0 until one has settled.
-func (l *Learner) Worker() uint64 { return addSat(l.most, l.most/4) }
+// Worker is what one worker holds, in bytes: the largest settled one. It is 0 until one has settled.
+func (l *Learner) Worker() uint64 { return l.most }

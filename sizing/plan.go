@@ -64,7 +64,7 @@ func Plan(l Limits, p Policy, learned uint64) Decision {
 
 	c := count{Policy: p, per: p.WorkerMemory}
 	if c.per == 0 {
-		c.per = learned
+		c.per = Need(learned, p.Target)
 	}
 	c.limit = l.memory(lone || p.Workers > 0)
 	c.budget = Budget(c.limit.Bytes, p)
@@ -101,6 +101,13 @@ func Plan(l Limits, p Policy, learned uint64) Decision {
 	}
 	d.Warnings = c.warnings(d.Workers)
 	return d
+}
+
+// Need is what is planned for a worker that was seen to hold learned bytes. Under load it may hold a quarter more, and all
+// of them at once must still fit into the limit: with a target of 0.8 or less that quarter is the part of the limit that is
+// not planned for, over it the rest is added here.
+func Need(learned uint64, target Milli) uint64 {
+	return mulDiv(learned, max(1000, uint64(max(target, 0))*5/4), 1000)
 }
 
 // memory is the bound that counts: the limit, or the machine's memory where that is less or where no limit is set. With

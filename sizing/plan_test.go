@@ -47,7 +47,7 @@ var reasons = []struct {
 	}, {
 		name: "reserve, target and workers per cpu", limits: machine(Limits{Memory: mem(gib), Quota: cpu(500)}), learned: 100 * mib,
 		policy:  Policy{Target: 900, Reserve: 100 * mib, Base: 20 * mib, WorkersPerCPU: 2500},
-		workers: 2, reason: "2 workers: memory 1 GiB × 0.9 − 100 MiB reserve − 20 MiB base = 801.6 MiB fits 8 × 100 MiB; cpu 0.5 × 2.5 allows 2; cpu decides",
+		workers: 2, reason: "2 workers: memory 1 GiB × 0.9 − 100 MiB reserve − 20 MiB base = 801.6 MiB fits 7 × 112.5 MiB; cpu 0.5 × 2.5 allows 2; cpu decides",
 	}, {
 		name: "need given", limits: machine(Limits{Memory: mem(300 * mib), Quota: cpu(4000)}), policy: Policy{WorkerMemory: 60 * mib}, learned: 100 * mib,
 		workers: 4, reason: "4 workers: memory 300 MiB × 0.8 − 0 base = 240 MiB fits 4 × 60 MiB; cpu 4 × 1 allows 4; memory and cpu agree",
@@ -418,6 +418,23 @@ func FuzzParseMilli(f *testing.F) {
 		}
 		if back, err := ParseMilli(m.String()); err != nil || back != m {
 			t.Errorf("%q is %d, written as %s, read back as %d, %v", s, m, m, back, err)
+		}
+	})
+}
+
+// Workers may grow by a quarter after they were measured, all at once, and must still fit into the limit, whatever the
+// target: and with the default target the quarter is not counted twice.
+func TestNeedLeavesRoomForLoad(t *testing.T) {
+	if got := Need(100*mib, DefaultTarget); got != 100*mib {
+		t.Errorf("need at the default target %d", got)
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		limit := mem(rapid.Uint64Range(64*mib, 64*gib).Draw(t, "limit"))
+		held := rapid.Uint64Range(mib, limit.Bytes).Draw(t, "held")
+		p := Policy{Target: Milli(rapid.IntRange(100, 1000).Draw(t, "target")), WorkersPerCPU: 1000000}
+		d := Plan(machine(Limits{Memory: limit, Quota: cpu(8000)}), p, held)
+		if n := uint64(d.Workers); *d.ByMemory > 0 && n*held/100*125 > limit.Bytes {
+			t.Fatalf("%d workers of %d that grow by a quarter do not fit into %d", n, held, limit.Bytes)
 		}
 	})
 }
