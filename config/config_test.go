@@ -105,9 +105,14 @@ var rows = map[string]row{
 	"start-timeout":     {good: "0", bad: "x", want: func(o *initd.Options) { o.Policy.StartTimeout = 0 }},
 	"ready": {good: "alive:2s", bad: "alive:0",
 		want: func(o *initd.Options) { o.Ready, o.Policy.ReadyAfter = initd.ReadyAlive, 2*time.Second }},
-	"reload-signal": {good: "USR2", bad: "ONE", want: func(o *initd.Options) { o.Policy.ReloadSignal = 12 }},
-	"stop-on":       {good: "QUIT, RTMIN+3", bad: "TERM,", want: func(o *initd.Options) { o.Policy.StopOn = []int{3, 37} }},
-	"stop-signal":   {good: "QUIT", bad: "0", want: func(o *initd.Options) { o.Policy.StopSignal = 3 }},
+	"hang-timeout":      {good: "30", bad: "-1", want: func(o *initd.Options) { o.HangTimeout = 30 * time.Second }},
+	"hang-signal":       {good: "QUIT", bad: "0", want: func(o *initd.Options) { o.Policy.HangSignal = 3 }},
+	"standby":           {good: "2", bad: "-1", want: func(o *initd.Options) { o.Policy.Standby = 2 }},
+	"max-worker-memory": {good: "1Gi", bad: "much", want: func(o *initd.Options) { o.MaxWorkerMemory = 1 << 30 }},
+	"max-worker-age":    {good: "24h", bad: "1d", want: func(o *initd.Options) { o.MaxWorkerAge = 24 * time.Hour }},
+	"reload-signal":     {good: "USR2", bad: "ONE", want: func(o *initd.Options) { o.Policy.ReloadSignal = 12 }},
+	"stop-on":           {good: "QUIT, RTMIN+3", bad: "TERM,", want: func(o *initd.Options) { o.Policy.StopOn = []int{3, 37} }},
+	"stop-signal":       {good: "QUIT", bad: "0", want: func(o *initd.Options) { o.Policy.StopSignal = 3 }},
 	"stop-timeout": {good: "3s", bad: "soon", want: func(o *initd.Options) {
 		o.Policy.StopTimeout, o.Policy.SweepTimeout, o.Policy.ServeStopTimeout = 3*time.Second, 3*time.Second, 0
 	}},
@@ -410,6 +415,10 @@ func TestContradictions(t *testing.T) {
 		{flags: "share=bind listen=:80", want: []string{"--share", `"bind"`, "--listen"}},
 		{flags: "reload-signal=TERM", want: []string{"--reload-signal", `"TERM"`, "--stop-on"}},
 		{environ: "SKEP_RELOAD_SIGNAL=USR1 SKEP_STOP_ON=USR1", want: []string{"SKEP_RELOAD_SIGNAL", `"USR1"`, "SKEP_STOP_ON"}},
+		{flags: "standby=1 balance=hash", want: []string{"--standby", `"1"`, "--balance steer"}},
+		{flags: "standby=1"},
+		{flags: "balance=single", environ: "SKEP_HANG_TIMEOUT=9", want: []string{"SKEP_HANG_TIMEOUT", `"9"`, "--balance single"}},
+		{flags: "hang-timeout=9 balance=hash"},
 		{flags: "stop-on=HUP"}, // nobody asked for a reload by HUP
 		{flags: "listen=:80 listen=:80", want: []string{"--listen", ":80", "twice"}},
 		{flags: "listen=a=:80 listen=a=:81", want: []string{"--listen", "a=:81", "twice"}},
