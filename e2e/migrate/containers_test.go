@@ -12,9 +12,9 @@ import (
 	"skep/internal/testneed"
 )
 
-// derived builds an image from Dockerfile.test with environment of its own, as
-// an image's author writes it.
-func derived(t *testing.T, base string, env map[string]string) string {
+// derived builds an image from Dockerfile.test with environment of its own and
+// further lines, as an image's author writes it.
+func derived(t *testing.T, base string, env map[string]string, lines ...string) string {
 	t.Helper()
 	from := imageOn(t, base)
 	dir := t.TempDir()
@@ -22,6 +22,7 @@ func derived(t *testing.T, base string, env map[string]string) string {
 	for name, value := range env {
 		text += "ENV " + name + "=" + quoted(value) + "\n"
 	}
+	text += strings.Join(lines, "\n") + "\n"
 	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -199,6 +199,15 @@ func Volume(t testing.TB) (name string) {
 	return name
 }
 
+// Save writes an image under a name into an archive that other engines can
+// load. The engine has that name only meanwhile.
+func Save(t testing.TB, image, name, archive string) {
+	t.Helper()
+	must(t, "tag", image, name)
+	defer must(t, "rmi", "--no-prune", name)
+	must(t, "save", "--output", archive, name)
+}
+
 // Options say what to run.
 type Options struct {
 	Image   string
