@@ -105,14 +105,9 @@ var rows = map[string]row{
 	"start-timeout":     {good: "0", bad: "x", want: func(o *initd.Options) { o.Policy.StartTimeout = 0 }},
 	"ready": {good: "alive:2s", bad: "alive:0",
 		want: func(o *initd.Options) { o.Ready, o.Policy.ReadyAfter = initd.ReadyAlive, 2*time.Second }},
-	"hang-timeout":      {good: "30", bad: "-1", want: func(o *initd.Options) { o.HangTimeout = 30 * time.Second }},
-	"hang-signal":       {good: "QUIT", bad: "0", want: func(o *initd.Options) { o.Policy.HangSignal = 3 }},
-	"standby":           {good: "2", bad: "-1", want: func(o *initd.Options) { o.Policy.Standby = 2 }},
-	"max-worker-memory": {good: "1Gi", bad: "much", want: func(o *initd.Options) { o.MaxWorkerMemory = 1 << 30 }},
-	"max-worker-age":    {good: "24h", bad: "1d", want: func(o *initd.Options) { o.MaxWorkerAge = 24 * time.Hour }},
-	"reload-signal":     {good: "USR2", bad: "ONE", want: func(o *initd.Options) { o.Policy.ReloadSignal = 12 }},
-	"stop-on":           {good: "QUIT, RTMIN+3", bad: "TERM,", want: func(o *initd.Options) { o.Policy.StopOn = []int{3, 37} }},
-	"stop-signal":       {good: "QUIT", bad: "0", want: func(o *initd.Options) { o.Policy.StopSignal = 3 }},
+	"reload-signal": {good: "USR2", bad: "ONE", want: func(o *initd.Options) { o.Policy.ReloadSignal = 12 }},
+	"stop-on":       {good: "QUIT, RTMIN+3", bad: "TERM,", want: func(o *initd.Options) { o.Policy.StopOn = []int{3, 37} }},
+	"stop-signal":   {good: "QUIT", bad: "0", want: func(o *initd.Options) { o.Policy.StopSignal = 3 }},
 	"stop-timeout": {good: "3s", bad: "soon", want: func(o *initd.Options) {
 		o.Policy.StopTimeout, o.Policy.SweepTimeout, o.Policy.ServeStopTimeout = 3*time.Second, 3*time.Second, 0
 	}},
