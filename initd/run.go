@@ -221,6 +221,7 @@ func (l *loop) run() (code int) {
 	defer cancel()
 	l.timer = time.NewTimer(time.Hour)
 	l.begin()
+	l.background(l.signals.CatchRest)
 	l.settle() // nothing may have been started
 	for !l.quit {
 		l.arm()
