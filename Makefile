@@ -23,9 +23,15 @@ MAX_SIZE := 4500000
 # How long each fuzz target runs, and how many runs a simulation makes.
 FUZZTIME   ?= 30s
 SIM_CHECKS ?= 20000
+SIM_RUNS   ?= 200000
+SEED       ?= $(shell echo $$RANDOM)
 # A benchmark's or a test's name, to run only that.
 BENCH ?= .
 RUN   ?= .
+
+# Packages whose tests run processes by the hundred or look at the clock: one
+# after another, and not beside the others.
+ALONE := ^skep/(bench|conformance|e2e|port|reaper)
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
@@ -44,13 +50,15 @@ run: build ## Serve the example on port 8000 with one worker per CPU
 	@echo "Each answer names the process that gave it. Ctrl-C stops."
 	@exec build/skep -w auto -- build/hello
 
+# The stories' results are not kept: they depend on the built program, which the
+# test cache does not know of.
 .PHONY: test
 test: build ## Run every test this machine can run; what it cannot is named with the reason
 	@go vet ./...
 	@if docker version >/dev/null 2>&1; then scripts/images.sh || echo "images: not made: the tests that need them say so"; fi
 	@go run ./scripts/testsummary \
-		go test -json -timeout 10m $$(go list ./... | grep -v '^skep/e2e') \
-		-- go test -json -p 1 -timeout 10m ./e2e/...
+		go test -json -timeout 10m $$(go list ./... | grep -Ev '$(ALONE)') \
+		-- go test -json -count=1 -p 1 -timeout 15m $$(go list ./... | grep -E '$(ALONE)')
 
 .PHONY: e2e
 e2e: build ## Run the stories of whole containers and whole commands (RUN=name for one)
@@ -66,11 +74,12 @@ fuzz: ## Run every fuzz target in turn, FUZZTIME each (30s)
 	@scripts/fuzz.sh $(FUZZTIME)
 
 .PHONY: sim
-sim: ## Run the random simulations long: SIM_CHECKS runs of each (20000)
+sim: ## Run the random simulations long (SIM_RUNS=, SEED= for the supervisor's)
 	@packages=$$(go list -f '{{range .TestImports}}{{.}} {{end}}{{range .XTestImports}}{{.}} {{end}}{{"\t"}}{{.ImportPath}}' ./... | \
 		awk -F '\t' '$$1 ~ /pgregory.net\/rapid / { print $$2 }'); \
 	if [[ -z "$$packages" ]]; then echo "sim: no package has random simulations"; exit 0; fi; \
 	go test -count=1 -timeout 60m $$packages -rapid.checks=$(SIM_CHECKS)
+	@go test -count=1 -timeout 60m ./initd/supervise -run 'TestSimulation$$' -sim.runs=$(SIM_RUNS) -sim.seed=$(SEED)
 
 # Flags of the benchmark beside the peers, such as -rows tail,crash -runs 3.
 ARGS ?=

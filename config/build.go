@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -10,6 +11,7 @@ import (
 
 	"skep/initd"
 	"skep/initd/supervise"
+	"skep/port"
 	"skep/prestart/lock"
 )
 
@@ -39,7 +41,7 @@ type Input struct {
 // Build makes the options, or returns everything that is wrong, joined by line
 // ends.
 func Build(in Input) (initd.Options, error) {
-	d := &draft{mode: "auto", startTimeout: 120 * time.Second, reloadSignal: int(unix.SIGHUP)}
+	d := &draft{mode: "auto", startTimeout: 120 * time.Second, reloadSignal: int(unix.SIGHUP), given: make(map[string]given)}
 	d.Command, d.Environ = in.Command, in.Environ
 	d.Prestart.Dir, d.Prestart.WaitTimeout = "/etc/skep/prestart.d", 60*time.Second
 	d.LogLevel = 1
@@ -81,6 +83,9 @@ func apply(d *draft, s Setting, flags []string, environ map[string]string) (prob
 		if s.Repeat {
 			values = lines(text)
 		}
+		if len(values) == 0 {
+			return nil
+		}
 	}
 	if !s.Repeat {
 		values = values[len(values)-1:]
@@ -90,6 +95,7 @@ func apply(d *draft, s Setting, flags []string, environ map[string]string) (prob
 			problems = append(problems, &Problem{Source: source, Value: v, Cause: err.Error()})
 		}
 	}
+	d.given[s.Name] = given{source, values[len(values)-1]}
 	if s.Serving && d.serving == "" {
 		d.serving = source
 	}
@@ -108,11 +114,21 @@ func lines(text string) (kept []string) {
 // settle decides what depends on more than one setting.
 func (d *draft) settle(environ map[string]string) (problems []error) {
 	p := &d.Policy
-	fail := func(text string) { problems = append(problems, errors.New(text)) }
+	// conflict is what is wrong with a value because of another one.
+	conflict := func(name, value, cause string) {
+		source := d.source(name)
+		if g, ok := d.given[name]; ok {
+			value = g.value
+		}
+		problems = append(problems, &Problem{Source: source, Value: value, Cause: cause})
+	}
 
 	for _, arg := range d.Command {
-		if strings.Contains(arg, "{workers}") {
+		if strings.Contains(arg, "{workers}") && d.mode != "init" {
 			d.ExportWorkers = true
+			if d.serving == "" {
+				d.serving = "{workers}"
+			}
 		}
 	}
 	asked := d.workers
@@ -133,6 +149,9 @@ func (d *draft) settle(environ map[string]string) (problems []error) {
 		if d.serving != "" {
 			d.Warnings = append(d.Warnings, d.serving+" has no meaning in mode init")
 		}
+		if asked != "" && asked != "1" {
+			d.Warnings = append(d.Warnings, d.source("workers")+" has no meaning in mode init")
+		}
 		p.Workers, p.Restart = 1, supervise.RestartNever
 	case d.ExportWorkers:
 		p.Workers, p.Serve = 1, true
@@ -150,7 +169,7 @@ func (d *draft) settle(environ map[string]string) (problems []error) {
 	_, kube := environ["KUBERNETES_SERVICE_HOST"]
 	d.Sizing.Kubernetes = kube
 	if d.Sizing.Max > 0 && d.Sizing.Min > d.Sizing.Max {
-		fail("cannot use --min-workers " + strconv.Itoa(d.Sizing.Min) + ": it is more than --max-workers " + strconv.Itoa(d.Sizing.Max))
+		conflict("min-workers", strconv.Itoa(d.Sizing.Min), "it is more than "+d.source("max-workers")+" "+strconv.Itoa(d.Sizing.Max))
 	}
 
 	p.ReloadSignal = d.reloadSignal
@@ -174,30 +193,82 @@ func (d *draft) settle(environ map[string]string) (problems []error) {
 		limit = p.ServeStopTimeout
 	}
 	if p.DrainDelay > 0 && limit > 0 && p.DrainDelay >= limit {
-		fail("cannot use --drain-delay " + p.DrainDelay.String() + ": it leaves nothing of --stop-timeout " + limit.String())
+		conflict("drain-delay", p.DrainDelay.String(), "it leaves nothing of "+d.source("stop-timeout")+" "+limit.String())
 	}
 	if d.Prestart.Key != "" && d.Prestart.LockFile == "" {
-		fail("cannot use --prestart-key " + strconv.Quote(d.Prestart.Key) + ": it needs --prestart-lock")
+		conflict("prestart-key", d.Prestart.Key, "it needs --prestart-lock")
 	}
 	if d.Prestart.LockFile != "" {
 		if err := lock.Check(d.Prestart.LockFile, d.Prestart.Key); err != nil {
-			fail("cannot use --prestart-lock " + strconv.Quote(d.Prestart.LockFile) + ": " + err.Error())
+			conflict("prestart-lock", d.Prestart.LockFile, err.Error())
 		}
 	}
-	if d.Share == initd.ShareFDs && len(d.Listen) == 0 {
-		fail("cannot use --share fds: it needs --listen")
+	if p.Standby > 0 && d.Balance != initd.BalanceSteer {
+		conflict("standby", strconv.Itoa(p.Standby), "only --balance steer can keep a worker aside")
 	}
-	return append(problems, d.checkPlaceholders()...)
+	if d.HangTimeout > 0 && d.Balance == initd.BalanceSingle {
+		conflict("hang-timeout", d.HangTimeout.String(), "with --balance single no queue is a worker's own")
+	}
+	switch {
+	case d.Share == initd.ShareFDs && len(d.Listen) == 0:
+		conflict("share", "fds", "it needs --listen")
+	case d.Share == initd.ShareBind && len(d.Listen) > 0:
+		conflict("share", "bind", "what "+d.source("listen")+" opens is passed as descriptors")
+	}
+	if g, ok := d.given["reload-signal"]; ok && slices.Contains(p.StopOn, d.reloadSignal) {
+		conflict("reload-signal", g.value, "it begins a stop, as "+d.source("stop-on")+" says")
+	}
+	problems = append(problems, d.checkListeners()...)
+	problems = append(problems, d.checkPlaceholders()...)
+	if lone {
+		d.Listen = nil // a held port would be in the way of the command that binds it
+	}
+	return problems
+}
+
+// source names the flag or the variable that a setting's value came from, and
+// the flag when it is the default.
+func (d *draft) source(name string) string {
+	if g, ok := d.given[name]; ok {
+		return g.source
+	}
+	return "--" + name
+}
+
+// checkListeners refuses addresses and names that are given twice: the second
+// would be the first once more.
+func (d *draft) checkListeners() (problems []error) {
+	for i, l := range d.Listen {
+		for _, before := range d.Listen[:i] {
+			switch {
+			case l.Addr == port.Addr{}: // it could not be read, which has been said
+			case l.Addr == before.Addr:
+				problems = append(problems, &Problem{d.source("listen"), l.Addr.String(), "it is given twice"})
+			case l.Name != "" && l.Name == before.Name:
+				problems = append(problems, &Problem{d.source("listen"), l.Name + "=" + l.Addr.String(), "the name is given twice"})
+			}
+		}
+	}
+	return problems
 }
 
 // quietReady is the age at which a worker that listens on nothing counts as
 // ready: consumers of queues never listen.
 const quietReady = 10 * time.Second
 
-// checkPlaceholders refuses {fd} without a listener to fill it.
+// checkPlaceholders refuses {fd} without a listener to fill it. Mode init fills
+// nothing: braces are the command's own there, unless --listen shows that they
+// were meant for skep.
 func (d *draft) checkPlaceholders() (problems []error) {
 	for _, arg := range d.Command {
-		if _, err := initd.Expand(arg, d.Listen, 0, 1); err != nil {
+		_, err := initd.Expand(arg, d.Listen, 0, 1)
+		if d.mode == "init" {
+			err = nil
+			if len(d.Listen) > 0 && (strings.Contains(arg, "{fd}") || strings.Contains(arg, "{fd:")) {
+				err = errors.New("mode init opens no listener")
+			}
+		}
+		if err != nil {
 			problems = append(problems, errors.New("cannot use the argument "+strconv.Quote(arg)+": "+err.Error()))
 		}
 	}

@@ -55,10 +55,13 @@ type draft struct {
 	stopTimeout  *time.Duration
 	startTimeout time.Duration
 	alive        time.Duration
-	readyGiven   bool
 	serving      string // the first serving flag that was given
 	reloadSignal int
+	given        map[string]given // by the setting's name
 }
+
+// given is where a setting's value came from, and the last value as it was given.
+type given struct{ source, value string }
 
 func duration(at func(*draft) *time.Duration) func(*draft, string) error {
 	return func(d *draft, s string) (err error) {
@@ -101,6 +104,15 @@ func signalNumber(s string) (int, error) {
 		return 0, errors.New("want a signal such as TERM, RTMIN+3 or 15")
 	}
 	return n, nil
+}
+
+// heardSignal is signalNumber for signals that skep itself has to hear.
+func heardSignal(s string) (int, error) {
+	n, err := signalNumber(s)
+	if err == nil && !initd.Catches(n) {
+		err = errors.New("skep is never told of " + sys.SignalName(n))
+	}
+	return n, err
 }
 
 // Settings lists every flag in the order of the help.
@@ -232,6 +244,17 @@ func Settings() []Setting {
 		{Name: "ready", Placeholder: "auto|listen|alive:TIME", Default: "auto", Serving: true,
 			Usage: "when a worker counts as ready",
 			set:   setReady},
+		{Name: "hang-timeout", Placeholder: "TIME", Default: "0, only steer around it and report", Serving: true,
+			Usage: "a worker that accepts nothing this long while its queue holds connections is ended",
+			set:   duration(func(d *draft) *time.Duration { return &d.HangTimeout })},
+		{Name: "hang-signal", Placeholder: "SIG", Default: "ABRT", Usage: "what a hung worker gets, shortly before KILL",
+			set: func(d *draft, s string) (err error) {
+				d.Policy.HangSignal, err = signalNumber(s)
+				return err
+			}},
+		{Name: "standby", Placeholder: "N", Default: "0", Serving: true,
+			Usage: "ready workers kept aside, one of which serves at once when another dies",
+			set:   count(0, func(d *draft) *int { return &d.Policy.Standby })},
 		{Name: "max-worker-memory", Placeholder: "SIZE", Usage: "replace a worker that holds more, gracefully", Serving: true,
 			set: func(d *draft, s string) (err error) {
 				d.MaxWorkerMemory, err = ParseSize(s)
@@ -243,7 +266,7 @@ func Settings() []Setting {
 			set: func(d *draft, s string) (err error) {
 				d.reloadSignal = 0
 				if s != "none" {
-					d.reloadSignal, err = signalNumber(s)
+					d.reloadSignal, err = heardSignal(s)
 				}
 				return err
 			}},
@@ -254,6 +277,9 @@ func Settings() []Setting {
 					n, err := signalNumber(strings.TrimSpace(name))
 					if err != nil {
 						return errors.New("want signals such as TERM,INT,QUIT")
+					}
+					if n, err = heardSignal(strings.TrimSpace(name)); err != nil {
+						return err
 					}
 					d.Policy.StopOn = append(d.Policy.StopOn, n)
 				}
@@ -326,7 +352,6 @@ func setListen(d *draft, s string) error {
 }
 
 func setReady(d *draft, s string) error {
-	d.readyGiven = true
 	alive, found := strings.CutPrefix(s, "alive:")
 	switch {
 	case s == "auto":
@@ -351,6 +376,9 @@ func setSignalMap(d *draft, s string) error {
 	a, err := signalNumber(from)
 	if !found || err != nil {
 		return bad
+	}
+	if a, err = heardSignal(from); err != nil {
+		return err
 	}
 	b := 0
 	if to != "0" {

@@ -41,7 +41,7 @@ func ParseDuration(s string) (time.Duration, error) {
 			return 0, bad
 		}
 		f, ferr := strconv.ParseFloat(s, 64)
-		if ferr != nil || f > math.MaxInt64/1e9 {
+		if ferr != nil || f*1e9 >= math.MaxInt64 {
 			return 0, bad
 		}
 		d = time.Duration(f * 1e9)

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"skep/internal/nstest"
+	"skep/internal/sys"
 	"skep/internal/testneed"
 )
 
@@ -28,6 +29,10 @@ var built struct {
 func TestMain(m *testing.M) {
 	nstest.Main()
 	flag.Parse()
+	// Under make these are ignored, which every init hands on (posix_spawn of glibc).
+	for sig := 32; sig < 34; sig++ {
+		sys.StopIgnoring(sig)
+	}
 	// What this process was started with must not look like a leak of an init's.
 	for fd := 3; fd < 1024; fd++ {
 		syscall.CloseOnExec(fd)

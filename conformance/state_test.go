@@ -56,7 +56,7 @@ func stateCases() []*testcase {
 			r.wantFact(f, "SigIgn", "0")
 			r.wantFact(f, "SigCgt", "0")
 		}},
-		{name: "sigpipe", mode: plain, what: "yes | head ends by PIPE", defects: []string{"ignore-pipe"}, run: func(r *run) {
+		{name: "sigpipe", mode: plain, what: "a writer to a pipe that nobody reads ends by PIPE", defects: []string{"ignore-pipe"}, run: func(r *run) {
 			p := r.start(setup{}, "bash", "-c", `yes 2>/dev/null | head -n 1 >/dev/null; echo ${PIPESTATUS[0]}`)
 			p.expect("141")
 			p.wantCode(0)

@@ -94,11 +94,11 @@ func (b *before) apply(e prestart.Effect) (answer prestart.Event) {
 	case prestart.TakeLock:
 		b.pending = lock.Take(l.o.Prestart.LockFile, l.o.Prestart.Key)
 		events := b.pending.Events()
-		go func() {
+		l.background(func() {
 			for ev := range events {
 				l.reports <- func() { b.lockEvent(ev) }
 			}
-		}()
+		})
 	case prestart.WriteStamp:
 		written := b.held.Stamp(b.vars)
 		l.offload(func() func() {
@@ -191,7 +191,7 @@ func (b *before) run(step prestart.Step) prestart.Event {
 	c.Env = environ
 	if c.Path == "" {
 		var err error
-		if c.Path, err = launch.LookPath(c.Argv[0], variable(environ, "PATH")); err != nil {
+		if c.Path, err = launch.LookPathIn(l.dir, c.Argv[0], variable(environ, "PATH")); err != nil {
 			return failed(err)
 		}
 	}
@@ -232,6 +232,20 @@ func (b *before) closeFile() {
 	}
 }
 
+// heed tells the machine every signal that has arrived. It comes before exits
+// are taken: a step that ended well after a stop was asked for would otherwise
+// be followed by another one, or by a worker (law 7).
+func (l *loop) heed() {
+	for l.before != nil {
+		select {
+		case sig := <-l.signals.other:
+			l.signal(int(sig.(unix.Signal)))
+		default:
+			return
+		}
+	}
+}
+
 // signal passes a signal on to the step that runs; a stop ends the steps.
 func (b *before) signal(sig int) {
 	p := &b.l.o.Policy
@@ -255,16 +269,21 @@ func (b *before) finished(e prestart.Finished) {
 	l.before = nil
 	l.sup = supervise.New(l.o.Policy)
 	if e.Code != 0 || e.Stopped || l.o.Prestart.Only {
-		l.step(supervise.Abandon{Code: e.Code})
+		l.step(supervise.Abandon{Code: e.Code, By: e.By})
 		return
 	}
 	l.env = env.Merge(l.env, b.vars)
-	path, err := launch.LookPath(l.o.Command[0], variable(l.env, "PATH"))
+	path, err := launch.LookPathIn(l.dir, l.o.Command[0], variable(l.env, "PATH"))
 	if err != nil {
 		l.log.Log(logger.Error, err.Error())
 		l.step(supervise.Abandon{Code: launch.ExitCode(err)})
 		return
 	}
 	l.path = path
+	if err := l.openListeners(); err != nil {
+		l.log.Log(logger.Error, err.Error())
+		l.step(supervise.Abandon{Code: ExitOwnFault})
+		return
+	}
 	l.startWorkers()
 }

@@ -58,7 +58,7 @@ func placeholder(word string, listen []Listen, slot, workers int) (value string,
 		return "", false, nil
 	}
 	for i, l := range listen {
-		if l.Name == name {
+		if name != "" && l.Name == name {
 			return strconv.Itoa(firstFD + i), true, nil
 		}
 	}

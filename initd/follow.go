@@ -103,7 +103,7 @@ func (s *sizer) watch(ctx context.Context) {
 	}
 	f := os.NewFile(uintptr(fd), "inotify")
 	context.AfterFunc(ctx, func() { _ = f.Close() })
-	go func() {
+	s.l.background(func() {
 		var buf [4096]byte
 		for {
 			if _, err := f.Read(buf[:]); err != nil {
@@ -111,7 +111,7 @@ func (s *sizer) watch(ctx context.Context) {
 			}
 			s.l.reports <- func() { s.wantLimits = true }
 		}
-	}()
+	})
 }
 
 // follows tells whether there are workers to size and to guard.
@@ -184,7 +184,7 @@ func (s *sizer) sizes(pids []int) map[int]uint64 {
 		return nil
 	}
 	found := make(chan map[int]uint64, 1)
-	go func() {
+	s.l.background(func() {
 		bytes := make(map[int]uint64, len(pids))
 		for _, pid := range pids {
 			if tree, err := proc.Host.Tree(pid); err == nil {
@@ -195,7 +195,7 @@ func (s *sizer) sizes(pids []int) map[int]uint64 {
 		}
 		s.measuring.Store(false)
 		found <- bytes
-	}()
+	})
 	late := time.NewTimer(sizesWithin)
 	defer late.Stop()
 	select {

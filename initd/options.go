@@ -87,6 +87,9 @@ type Options struct {
 	SharePorts []uint16
 	Balance    Balance
 	Ready      Ready
+	// HangTimeout is how long a ready worker may accept nothing while its queue
+	// holds connections; 0 only steers around it.
+	HangTimeout time.Duration
 	// ExportWorkers gives the count to one copy that keeps its own workers.
 	ExportWorkers bool
 

@@ -3,6 +3,7 @@ package initd
 import (
 	"errors"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -25,7 +26,7 @@ func Personality(as *compat.Init, environ []string) Options {
 		Share:    ShareNone,
 		Prestart: PrestartOptions{Skip: true},
 		Policy: supervise.Policy{
-			Workers: 1, Restart: supervise.RestartNever, StopOn: []int{int(unix.SIGTERM), int(unix.SIGINT), int(unix.SIGQUIT)},
+			Workers: 1, Restart: supervise.RestartNever, StartLimit: 5, Delay: 100 * time.Millisecond, MaxDelay: time.Second, StopOn: []int{int(unix.SIGTERM), int(unix.SIGINT), int(unix.SIGQUIT)},
 			SweepTimeout: SweepTimeout, SignalMap: as.Rewrite, RemapExit: remap,
 		},
 	}

@@ -11,18 +11,31 @@ import (
 	"skep/port"
 )
 
-// holdListeners opens what --listen names, so that a port which is taken is
-// known before anything is started.
+// holdListeners takes the addresses of --listen, so that one that cannot be had
+// is found before anything is started. skep prestart serves nothing and takes
+// none: its container may share the network with one that serves.
 func (l *loop) holdListeners() error {
+	if l.o.Prestart.Only {
+		return nil
+	}
 	for _, listen := range l.o.Listen {
 		for seat := range l.o.Policy.Workers {
 			h, err := l.ports.Hold(seat, listen.Addr)
 			if err != nil {
 				return err
 			}
-			if err := l.ports.Listen(h); err != nil {
-				return err
-			}
+			l.given = append(l.given, h)
+		}
+	}
+	return nil
+}
+
+// openListeners makes them listen, after the steps before the start: until then
+// a port that accepts connections would have nobody behind it.
+func (l *loop) openListeners() error {
+	for _, h := range l.given {
+		if err := l.ports.Listen(h); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -30,10 +43,11 @@ func (l *loop) holdListeners() error {
 
 // answer answers one call of a worker and acts on what it means.
 func (l *loop) answer(ask *port.Ask) {
-	fact := l.ports.Answer(ask)
-	if l.sup == nil {
+	if l.workers[ask.Slot] == nil {
+		l.ports.Decline(ask) // what a worker that is gone has left behind
 		return
 	}
+	fact := l.ports.Answer(ask)
 	switch fact := fact.(type) {
 	case port.Shared:
 		l.log.Log(logger.Debug, "worker got a held socket", l.slotOf(fact.Slot), logger.Field{Key: "address", Value: fact.Addr.String()})

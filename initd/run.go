@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -41,17 +42,11 @@ const ExitOwnFault = 125
 // was found wrong before anything was started; it is a *Failure. Run is called
 // once, from the main goroutine, after CatchSignals.
 func Run(o Options, signals *Signals) (int, error) {
-	// One processor is enough for the loop, and the threads that the runtime keeps
-	// for more of them would count against the container's pids limit.
-	runtime.GOMAXPROCS(1)
 	l, err := prepare(o, signals)
 	if err != nil {
 		return 0, err
 	}
-	code := l.run()
-	l.ports.CloseAll()
-	l.log.Close(200 * time.Millisecond)
-	return code, nil
+	return l.finish(), nil
 }
 
 // loop is all state of a running skep. Only the goroutine in run touches it.
@@ -66,10 +61,11 @@ type loop struct {
 	env     []string
 	user    *launch.User
 
-	table   *reaper.Table
+	table   processes
 	sup     *supervise.Supervisor
 	before  *before // the steps before the start, nil when they are over
 	ports   *port.Set
+	given   []*port.Held    // by --listen, in the order of its addresses
 	workers map[int]*worker // by seat
 	size    *sizer
 	steer   *steering
@@ -86,7 +82,8 @@ type loop struct {
 	oomScore  *int  // oom_score_adj of workers, nil to leave it alone
 	discover  bool  // still finding out whether the command is a server
 	draining  map[int]time.Time
-	looked    time.Time // at starting workers that were passed descriptors
+	stalls    map[int]*stall // by seat
+	looked    time.Time      // at starting workers that were passed descriptors
 	quit      bool
 	code      int
 	ctx       context.Context // ends with the loop
@@ -94,19 +91,36 @@ type loop struct {
 	early     []string // lines from before there was a log
 }
 
+// processes is what the loop does to processes, all of it. It is reaper.Table;
+// tests of timers put made-up processes in its place.
+type processes interface {
+	Start(c reaper.Command) (pid int, err error)
+	Has(pid int) bool
+	Reap(exited func(reaper.Exit), stopped func(pid, signal int)) (children bool)
+	Signal(pid, sig int, group bool) error
+	SignalTree(pid, sig int)
+	SignalLeft(self, group, sig int)
+	Sweep(self, sig int)
+}
+
 // prepare does all that may fail before anything is started.
 func prepare(o Options, signals *Signals) (*loop, error) {
 	l := &loop{
 		o: o, signals: signals, self: os.Getpid(), env: o.Environ,
 		table:   reaper.NewTable(),
-		workers: make(map[int]*worker), draining: make(map[int]time.Time),
+		workers: make(map[int]*worker), draining: make(map[int]time.Time), stalls: make(map[int]*stall),
 		asks: make(chan *port.Ask, 64), hangups: make(chan port.Hangup, 16), reports: make(chan func(), 64),
 	}
 	var err error
 	if l.user, err = lookupUser(o.User); err != nil {
 		return nil, &Failure{Err: err, Code: ExitOwnFault}
 	}
-	if !o.Prestart.Only {
+	l.exe = executable()
+	if l.before, err = newBefore(l); err != nil {
+		return nil, &Failure{Err: err, Code: ExitOwnFault}
+	}
+	// A step may bring the program or set PATH: after steps it is looked for then.
+	if !o.Prestart.Only && l.before == nil {
 		if l.path, err = launch.LookPath(o.Command[0], variable(o.Environ, "PATH")); err != nil {
 			if o.As != nil {
 				return nil, refuse(o.As, err)
@@ -120,7 +134,6 @@ func prepare(o Options, signals *Signals) (*loop, error) {
 	// The workers' directory is today's; skep's own becomes / so that it holds no
 	// mount busy.
 	l.dir, _ = os.Getwd()
-	l.exe = executable()
 	l.terminal = foreground(0)
 	if isTerminal(0) {
 		l.o.Discover = false // a command on a terminal is a person's, not a service
@@ -130,11 +143,11 @@ func prepare(o Options, signals *Signals) (*loop, error) {
 	}
 	l.size, l.steer = newSizer(l), newSteering(l)
 	l.decideAtStart()
-	if err := l.holdListeners(); err != nil {
-		l.ports.CloseAll()
-		return nil, &Failure{Err: err, Code: ExitOwnFault}
+	err = l.holdListeners()
+	if err == nil && l.before == nil {
+		err = l.openListeners()
 	}
-	if l.before, err = newBefore(l); err != nil {
+	if err != nil {
 		l.ports.CloseAll()
 		return nil, &Failure{Err: err, Code: ExitOwnFault}
 	}
@@ -154,7 +167,42 @@ func prepare(o Options, signals *Signals) (*loop, error) {
 	}
 	_ = unix.Chdir("/")
 	l.log = logger.New(2, o.LogLevel, o.LogFormat, time.Now)
+	haveThreads(spareThreads)
 	return l, nil
+}
+
+// spareThreads is how many goroutines of the loop can be in system calls at a
+// time beside those that have a thread of their own: a fork, reading limits,
+// measuring and inspecting workers.
+const spareThreads = 4
+
+// haveThreads makes the runtime start threads that it keeps for later. When a
+// container's pids limit is reached there are no more to be had, and a Go program
+// that needs one then dies (runtime.newosproc): just when skep has to tell of it
+// and try again.
+func haveThreads(n int) {
+	var up, done sync.WaitGroup
+	gate := make(chan struct{})
+	up.Add(n)
+	for range n {
+		done.Go(func() {
+			runtime.LockOSThread() // so that no other goroutine can wait in this thread
+			up.Done()
+			<-gate
+			runtime.UnlockOSThread()
+		})
+	}
+	up.Wait()
+	close(gate)
+	done.Wait()
+}
+
+// finish runs the loop to its end and lets go of what it had.
+func (l *loop) finish() (code int) {
+	code = l.run()
+	l.ports.CloseAll()
+	l.log.Close(200 * time.Millisecond)
+	return code
 }
 
 // run is the loop. It returns the exit code of skep.
@@ -169,13 +217,16 @@ func (l *loop) run() (code int) {
 	defer cancel()
 	l.timer = time.NewTimer(time.Hour)
 	l.begin()
+	l.settle() // nothing may have been started
 	for !l.quit {
 		l.arm()
 		select {
 		case <-l.signals.child:
 			l.reap()
 		case sig := <-l.signals.other:
-			l.reap() // an exit that came first is seen first
+			if l.before == nil {
+				l.reap() // an exit that came first is seen first
+			}
 			l.signal(int(sig.(unix.Signal)))
 		case <-l.timer.C:
 			l.reap()
@@ -194,12 +245,15 @@ func (l *loop) run() (code int) {
 
 func (l *loop) begin() {
 	if len(l.o.Listen) > 0 || l.sharing {
-		go func() { _ = l.ports.Watch(l.ctx, l.hangups) }()
+		l.background(func() { _ = l.ports.Watch(l.ctx, l.hangups) })
 	}
 	l.size.watch(l.ctx)
 	l.reap() // an orphan may have ended before SIGCHLD was caught
 	for _, line := range append(l.o.Warnings, l.early...) {
 		l.log.Log(logger.Warn, line)
+	}
+	if l.sup != nil {
+		return // a stop came before the first step
 	}
 	switch {
 	case l.before != nil:
@@ -236,6 +290,7 @@ func (l *loop) arm() {
 		earliest(l.size.deadline(), true)
 		earliest(l.drainCheck(), true)
 		earliest(l.awaitAt(), true)
+		earliest(l.hangAt(), true)
 	}
 	if at.IsZero() {
 		l.timer.Stop()
@@ -256,6 +311,7 @@ func (l *loop) tick() {
 	l.size.tick(now)
 	l.checkDrained(now)
 	l.await(now)
+	l.checkHangs(now)
 }
 
 // settle tells the machines what follows from what has just happened.
@@ -271,6 +327,7 @@ func (l *loop) settle() {
 }
 
 func (l *loop) reap() {
+	l.heed()
 	var stopped func(int, int)
 	if l.terminal && l.self != 1 {
 		stopped = l.childStopped
@@ -368,6 +425,7 @@ func (l *loop) signal(sig int) {
 		return
 	}
 	switch {
+	case sig == int(unix.SIGPIPE) && l.log.OwnPipe():
 	case l.before != nil:
 		l.before.signal(sig)
 	case sig == int(unix.SIGCONT) && l.stopped:
@@ -387,10 +445,25 @@ func (l *loop) signal(sig int) {
 // offload runs f, which may stall, on a goroutine of its own. What f returns is
 // called by the loop.
 func (l *loop) offload(f func() func()) {
-	go func() {
+	l.background(func() {
 		if report := f(); report != nil {
 			l.reports <- report
 		}
+	})
+}
+
+// background runs f on a goroutine of its own. A fault in it becomes one of the
+// loop, which ends in good order (law 3); by itself it would end skep at once
+// and leave the workers behind.
+func (l *loop) background(f func()) {
+	go func() {
+		defer func() {
+			if r := recover(); r != nil {
+				fault := fmt.Sprintf("%v\n%s", r, debug.Stack())
+				l.reports <- func() { panic(fault) }
+			}
+		}()
+		f()
 	}()
 }
 
@@ -403,15 +476,17 @@ func (l *loop) emergency(fault any, stack []byte) int {
 	l.table.Sweep(l.self, int(unix.SIGTERM))
 	grace := time.NewTimer(max(l.o.Policy.StopTimeout, l.o.Policy.SweepTimeout))
 	defer grace.Stop()
-	for reap() {
+	for killed := false; reap(); {
 		select {
 		case <-l.signals.child:
-			continue
 		case <-grace.C:
+			if killed {
+				return ExitOwnFault // what is left cannot be ended
+			}
+			killed = true
+			l.table.Sweep(l.self, int(unix.SIGKILL))
+			grace.Reset(time.Second)
 		}
-		l.table.Sweep(l.self, int(unix.SIGKILL))
-		reap()
-		break
 	}
 	return ExitOwnFault
 }

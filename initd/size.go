@@ -91,6 +91,7 @@ func (l *loop) decideAtStart() {
 	}
 	l.sharing = len(l.o.Listen) == 0 && (l.o.Share == ShareAuto || l.o.Share == ShareBind) &&
 		!l.o.ExportWorkers && (p.Serve || l.o.Discover)
+	p.FirstAlone = l.sharing // until the kernel has taken its filter
 }
 
 // first is the number of workers before anything is learned: all of them when

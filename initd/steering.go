@@ -40,7 +40,7 @@ func (s *steering) start() {
 		return
 	}
 	s.poller = poller
-	go func() {
+	s.l.background(func() {
 		for ev := range poller.Events() {
 			select {
 			case s.l.reports <- func() { s.event(ev) }:
@@ -48,7 +48,7 @@ func (s *steering) start() {
 				return
 			}
 		}
-	}()
+	})
 }
 
 // update tells the poller what has changed in groups and states.
@@ -167,8 +167,10 @@ func (s *steering) event(ev steer.Event) {
 	case steer.Stuck:
 		l.log.Log(logger.Warn, "worker accepts nothing; new connections go to the others", slot,
 			logger.Field{Key: "queue", Value: ev.Queue}, logger.Field{Key: "for", Value: ev.For})
+		l.stalled(ev.Seat, ev.For)
 	case steer.Unstuck:
 		l.log.Log(logger.Info, "worker accepts again", slot)
+		l.unstalled(ev.Seat)
 	case steer.Failed:
 		l.log.Log(logger.Warn, "cannot steer connections; the kernel spreads them by its hash",
 			logger.Field{Key: "error", Value: ev.Err.Error()})

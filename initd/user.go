@@ -24,6 +24,9 @@ func lookupUser(text string) (*launch.User, error) {
 
 func findUser(text string, read func(string) string) (*launch.User, error) {
 	name, group, grouped := strings.Cut(text, ":")
+	if name == "" {
+		return nil, fmt.Errorf("cannot use %q for --user: there is no user before the colon", text)
+	}
 	u := &launch.User{}
 	if id, err := parseID(name); err == nil {
 		u.UID, u.GID = id, id

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -42,8 +43,9 @@ func (l *loop) start(e supervise.Start) supervise.Event {
 			}
 			return supervise.StartFailed{Seat: e.Seat, Code: cannot.ExitCode(), Err: err.Error(), Transient: cannot.Transient()}
 		}
-		return supervise.StartFailed{Seat: e.Seat, Code: ExitOwnFault, Err: err.Error(), Transient: true}
+		return supervise.StartFailed{Seat: e.Seat, Code: ExitOwnFault, Err: err.Error(), Transient: reaper.Transient(err)}
 	}
+	l.ports.Renew(e.Seat)
 	c, spec, err := l.command(w)
 	if err != nil {
 		return failed(err)
@@ -65,6 +67,7 @@ func (l *loop) start(e supervise.Start) supervise.Event {
 		return failed(err)
 	}
 	l.workers[e.Seat] = w
+	delete(l.stalls, e.Seat)
 	if l.o.As != nil {
 		l.print(l.o.As.Spawned(w.pid))
 	}
@@ -94,6 +97,7 @@ func (l *loop) spawn(c reaper.Command, spec launch.Spec) (pid int, err error) {
 		// The stub does the rest in the new process, where PATH counts again.
 		c.Argv = append([]string{c.Path}, c.Argv[1:]...)
 		c.Path, c.Argv = launch.Command(l.exe, spec, c.Argv)
+		defer blockSignals()()
 	}
 	pid, err = l.table.Start(c)
 	if errors.Is(err, unix.ENOEXEC) {
@@ -102,6 +106,26 @@ func (l *loop) spawn(c reaper.Command, spec launch.Spec) (pid int, err error) {
 		pid, err = l.table.Start(c)
 	}
 	return pid, err
+}
+
+// blockSignals blocks every signal for this thread, and so for a process forked
+// from it, until the returned function is called. The stub is a Go program with
+// several threads: if one of them had taken a signal at the moment another
+// executes the command, the signal would die with its thread. Blocked from birth
+// it stays pending until the stub's last step unblocks it (launch.Main).
+func blockSignals() (restore func()) {
+	runtime.LockOSThread()
+	var all, old unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = ^all.Val[i]
+	}
+	if unix.PthreadSigmask(unix.SIG_SETMASK, &all, &old) != nil {
+		return runtime.UnlockOSThread
+	}
+	return func() {
+		_ = unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil)
+		runtime.UnlockOSThread()
+	}
 }
 
 // needed tells whether something has to happen between fork and exec.
@@ -219,6 +243,7 @@ func variable(env []string, name string) string {
 func (l *loop) retire(seat int) {
 	delete(l.workers, seat)
 	delete(l.draining, seat)
+	delete(l.stalls, seat)
 	l.steer.leave(seat)
 }
 
@@ -258,12 +283,13 @@ const listenerTimeout = 60 * time.Second
 
 // intercept waits for the worker's filter and then serves it.
 func (l *loop) intercept(w *worker, socket int) {
-	go func() {
+	l.background(func() {
 		listener, err := port.ReceiveListener(socket, listenerTimeout)
 		if err != nil {
 			l.reports <- func() { l.cannotShare(w, err) }
 			return
 		}
+		l.reports <- func() { l.step(supervise.Proven{}) }
 		err = port.Intercept(l.ctx, listener, w.seat, l.asks)
 		if err != nil && l.ctx.Err() == nil {
 			l.reports <- func() {
@@ -271,5 +297,5 @@ func (l *loop) intercept(w *worker, socket int) {
 					logger.Field{Key: "slot", Value: w.slot}, logger.Field{Key: "error", Value: err.Error()})
 			}
 		}
-	}()
+	})
 }

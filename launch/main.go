@@ -122,28 +122,12 @@ func writeOOMScoreAdj(n int) error {
 	return err
 }
 
-// kernelSigaction is struct sigaction as rt_sigaction(2) takes it on amd64 and arm64. Only the handler is looked at.
-type kernelSigaction struct {
-	handler, flags, restorer, mask uintptr
-}
-
-const (
-	sigDefault = 0
-	sigIgnore  = 1
-	signalMax  = 64
-)
-
 // restoreSignals gives every ignored signal its default action and empties this thread's mask: both survive execve (signal(7)), and a parent of skep
 // may have left anything. Handlers need nothing, execve resets them. Law 5.
 func restoreSignals() {
 	const setBytes = 8
-	for sig := uintptr(1); sig <= signalMax; sig++ {
-		var act kernelSigaction
-		if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, 0, uintptr(unsafe.Pointer(&act)), setBytes, 0, 0); errno != 0 || act.handler != sigIgnore {
-			continue
-		}
-		act = kernelSigaction{handler: sigDefault}
-		_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&act)), 0, setBytes, 0, 0)
+	for sig := 1; sig <= sys.SigMax; sig++ {
+		sys.StopIgnoring(sig)
 	}
 	var empty uint64
 	_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&empty)), 0, setBytes, 0, 0)

@@ -39,7 +39,16 @@ func (e *LookPathError) Unwrap() error { return e.Err }
 // not searched. An empty element of the path is the current directory, as in POSIX. What is found but may not be executed is skipped, and decides
 // the error when nothing better follows. The rights are those of the effective user (faccessat2(2); before Linux 5.8 those of the real user). The error
 // is a *LookPathError; see ExitCode.
-func LookPath(file, path string) (string, error) {
+func LookPath(file, path string) (string, error) { return LookPathIn("", file, path) }
+
+// LookPathIn is LookPath for a process whose current directory is dir. What it returns is relative where LookPath's is: to dir.
+func LookPathIn(dir, file, path string) (string, error) {
+	found := func(file string) error {
+		if dir != "" && !strings.HasPrefix(file, "/") {
+			file = dir + "/" + file
+		}
+		return executable(file)
+	}
 	if file == "" {
 		return "", &LookPathError{File: `""`, Err: unix.ENOENT}
 	}
@@ -47,7 +56,7 @@ func LookPath(file, path string) (string, error) {
 		return "", &LookPathError{File: "a name with a zero byte", Err: unix.ENOENT}
 	}
 	if strings.Contains(file, "/") {
-		if err := executable(file); err != nil {
+		if err := found(file); err != nil {
 			return "", &LookPathError{File: file, Err: err}
 		}
 		return file, nil
@@ -57,13 +66,13 @@ func LookPath(file, path string) (string, error) {
 	}
 	cause := error(unix.ENOENT)
 	for rest, more := path, true; more; {
-		var dir string
-		dir, rest, more = strings.Cut(rest, ":")
-		if dir == "" {
-			dir = "."
+		var element string
+		element, rest, more = strings.Cut(rest, ":")
+		if element == "" {
+			element = "."
 		}
-		candidate := dir + "/" + file
-		err := executable(candidate)
+		candidate := element + "/" + file
+		err := found(candidate)
 		switch {
 		case err == nil:
 			return candidate, nil

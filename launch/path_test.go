@@ -64,6 +64,13 @@ func TestLookPath(t *testing.T) {
 			t.Errorf("LookPath(%q, %q) = %q, %v (code %d), want %q, %v (code %d) %q", c.file, c.path, got, err, ExitCode(err), c.want, c.errno, c.code, c.text)
 		}
 	}
+	// From elsewhere the same is found by telling the folder.
+	t.Chdir("/")
+	for file, want := range map[string]string{"./here": "./here", "here": "./here", "./gone": "", b + "/tool": b + "/tool"} {
+		if got, err := LookPathIn(dir, file, ":"); got != want || (err == nil) != (want != "") {
+			t.Errorf("LookPathIn(%q, %q) = %q, %v, want %q", dir, file, got, err, want)
+		}
+	}
 	if got, err := LookPath("sh", ""); err != nil || filepath.Base(got) != "sh" {
 		t.Errorf("LookPath(sh) without PATH = %q, %v", got, err)
 	}

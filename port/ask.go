@@ -171,6 +171,10 @@ func (s *Set) Answer(a *Ask) Fact {
 	}
 }
 
+// Decline lets the kernel carry out the call on the worker's own socket. It is for
+// processes of a slot that is closed.
+func (s *Set) Decline(a *Ask) { a.deliver(reply{carryOn: true}) }
+
 func (s *Set) answerBind(a *Ask) Fact {
 	if !s.Shares(a.addr.Port) {
 		a.deliver(reply{carryOn: true})

@@ -29,6 +29,9 @@ type Options struct {
 }
 
 // Set is all held sockets. It belongs to one goroutine, the loop; no method blocks.
+//
+// A slot is any number from 0 on that the loop chooses: a worker that is to run beside the old one of its slot gets a number of its own, and with it
+// sockets of its own. Close comes when Intercept of the slot's workers has returned, or a worker that still lives makes new ones by binding again.
 type Set struct {
 	options  Options
 	backlog  int

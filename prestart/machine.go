@@ -432,7 +432,7 @@ func (m *Machine) passStop() []Effect {
 }
 
 func (m *Machine) killNow(now time.Time) []Effect {
-	m.killing = true
+	m.killing, m.stopEnd = true, now
 	if !m.stopping {
 		m.stopping, m.stopSig = true, sigKILL
 	}
@@ -480,7 +480,7 @@ func (m *Machine) finish(code int, notes ...Effect) []Effect {
 
 func (m *Machine) finishStopped(code int, notes ...Effect) []Effect {
 	// All steps succeeded when the stamp was the last thing to do.
-	return append(notes, m.end(Finished{Code: code, Stopped: true}, m.state == Stamping)...)
+	return append(notes, m.end(Finished{Code: code, Stopped: true, By: m.stopEnd}, m.state == Stamping)...)
 }
 
 func (m *Machine) end(f Finished, done bool) []Effect {

@@ -538,3 +538,34 @@ func TestNotes(t *testing.T) {
 		}
 	}
 }
+
+// The stop's end is told, so that what the steps leave shares its time.
+func TestStopTellsItsEnd(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		timeout time.Duration
+		events  []Event // a second apart, the stop first
+		want    time.Time
+	}{
+		{"step obeys", 25 * time.Second, []Event{Stop{Signal: sigTERM}, Exited{Signal: sigTERM}}, epoch.Add(25 * time.Second)},
+		{"no limit", 0, []Event{Stop{Signal: sigTERM}, Exited{Signal: sigTERM}}, time.Time{}},
+		{"killed now", 25 * time.Second, []Event{Stop{Signal: sigINT}, Stop{Signal: sigINT}, Exited{Signal: sigKILL}}, epoch.Add(1 * time.Second)},
+		{"no stop", 25 * time.Second, []Event{Exited{Code: 3}}, time.Time{}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			m := New(Config{Steps: steps(1, nil), StopTimeout: test.timeout})
+			m.Step(epoch, Begin{})
+			m.Step(epoch, Started{PID: 7})
+			var effects []Effect
+			for i, ev := range test.events {
+				effects = m.Step(epoch.Add(time.Duration(i)*time.Second), ev)
+			}
+			if len(effects) == 0 {
+				t.Fatal("not finished")
+			}
+			if got, ok := effects[len(effects)-1].(Finished); !ok || !got.By.Equal(test.want) {
+				t.Errorf("the end is %+v, want it with By %v", effects[len(effects)-1], test.want)
+			}
+		})
+	}
+}

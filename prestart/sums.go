@@ -1,5 +1,7 @@
 package prestart
 
+import "time"
+
 // Event is something that happened, told to [Machine.Step]. The set is closed:
 // [Begin], [LockTaken], [LockFailed], [Started], [StartFailed], [Exited],
 // [Stamped], [StampFailed], [Stop], [KillNow], [Tick].
@@ -109,6 +111,11 @@ type KillTree struct{}
 type Finished struct {
 	Code    int  // what skep exits with when it ends now
 	Stopped bool // a stop was asked for, or [KillNow]; Code is then never 0
+
+	// By is when the stop has to be over, and with it whatever the steps left
+	// behind: they share its one timeout (law 8). Zero: no stop, or one without
+	// a limit.
+	By time.Time
 }
 
 func (TakeLock) isEffect()    {}

@@ -11,6 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"skep/internal/sys"
+
 	"skep/internal/testneed"
 )
 
@@ -66,6 +68,8 @@ type house struct {
 }
 
 func newHouse(t *testing.T) *house {
+	sys.StopIgnoring(32) // left ignored by posix_spawn of glibc, under make
+	sys.StopIgnoring(33)
 	h := &house{T: t, Table: NewTable(), chld: make(chan os.Signal, 1), exits: map[int][]Exit{}, stops: map[int][]int{}}
 	signal.Notify(h.chld, unix.SIGCHLD)
 	t.Cleanup(func() {

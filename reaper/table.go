@@ -59,9 +59,17 @@ func (e *StartError) Unwrap() error { return e.Err }
 
 // Transient tells whether the kernel refused for lack of a resource (pids,
 // memory, descriptors) and a later try may succeed.
-func (e *StartError) Transient() bool {
-	return errors.Is(e.Err, unix.EAGAIN) || errors.Is(e.Err, unix.ENOMEM) ||
-		errors.Is(e.Err, unix.ENFILE) || errors.Is(e.Err, unix.EMFILE)
+func (e *StartError) Transient() bool { return Transient(e.Err) }
+
+// Transient tells whether an error of a system call is the lack of a resource
+// that may be there again later.
+func Transient(err error) bool {
+	for _, lack := range []error{unix.EAGAIN, unix.ENOMEM, unix.ENFILE, unix.EMFILE, unix.ENOBUFS} {
+		if errors.Is(err, lack) {
+			return true
+		}
+	}
+	return false
 }
 
 // ExitCode is the shell's code for the failure: 127 not found, 126 for every

@@ -263,6 +263,39 @@ func TestLeftovers(t *testing.T) {
 	})
 }
 
+// What is left of one group can be told to end, and only that.
+func TestSignalLeft(t *testing.T) {
+	testneed.Program(t, "setsid")
+	alone(t, func(t *testing.T) {
+		h := newHouse(t)
+		up, wait := h.up()
+		other := h.start(shell("echo up >&3; exec sleep 1000", up))
+		pid := h.start(shell("setsid sh -c 'echo up >&3; exec sleep 1000' & sh -c 'echo up >&3; exec sleep 1000' & echo up >&3; wait", up))
+		wait(4)
+		below := Descendants(pid)
+		if len(below) != 2 {
+			t.Fatalf("%v below, want 2", below)
+		}
+		if err := h.Signal(pid, int(unix.SIGKILL), false); err != nil {
+			t.Fatal(err)
+		}
+		h.until("it has ended", func() bool { return len(h.exits[pid]) > 0 })
+		h.SignalLeft(os.Getpid(), pid, int(unix.SIGTERM))
+		h.until("one of what it left has ended", func() bool { return len(h.exits) == 2 })
+		for _, p := range below {
+			group, err := unix.Getpgid(p)
+			if ended := len(h.exits[p]) > 0; ended == (err == nil) {
+				t.Errorf("%d in group %d has ended: %v", p, group, ended)
+			} else if err == nil && group == pid {
+				t.Errorf("%d of the group is left", p)
+			}
+		}
+		if len(h.exits[other]) > 0 {
+			t.Error("another group was hit")
+		}
+	})
+}
+
 // halted tells whether a process is stopped, from its state in /proc.
 func halted(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

@@ -6,13 +6,16 @@
 #   skep-test/servers:bookworm   the same with the servers that skep runs:
 #                                uvicorn, gunicorn, hypercorn, node, java; and
 #                                the inits that it is compared with
+#   skep-test/postgres:bookworm  the same with PostgreSQL, server and client, for
+#                                what is migrated before the start
 #
 # Packages come from the mirror that this machine's own apt uses. An image that
 # is up to date is left alone; a debian:bookworm-slim that somebody pulled is
 # never touched.
 #
-#   images.sh          make what is missing
-#   images.sh clean    remove what this script and the tests made
+#   images.sh           make what is missing
+#   images.sh postgres  only that one; likewise base and servers
+#   images.sh clean     remove what this script and the tests made
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
 
@@ -26,7 +29,9 @@ packages=(
 	default-jre-headless
 	tini dumb-init catatonit
 )
-# Both images carry this label; its value is the hash of all that decides what
+postgres=skep-test/postgres:bookworm
+postgres_packages=(postgresql)
+# The images carry this label; its value is the hash of all that decides what
 # is in them: another recipe makes new images.
 label=skep.test.image
 
@@ -65,7 +70,16 @@ import() {
 	echo "images: made $1 (${SECONDS} s)"
 }
 
-version=$({ declare -f bootstrap inside import; echo "$suite ${packages[*]}"; } | sha256sum | cut -c1-16)
+# choose NAME: what import and has are about from here on.
+choose() {
+	case $1 in
+	base | servers) chosen=("${packages[@]}") ;;
+	postgres) chosen=("${postgres_packages[@]}") ;;
+	*) fail "knows no image \"$1\", only base, servers and postgres" ;;
+	esac
+	image=${!1}
+	version=$({ declare -f bootstrap inside import; echo "$suite ${chosen[*]}"; } | sha256sum | cut -c1-16)
+}
 
 # has IMAGE: does the engine have it in this script's version?
 has() {
@@ -84,6 +98,7 @@ docker version >/dev/null 2>&1 || fail "the Docker engine does not answer: start
 if [[ "${1-}" == clean ]]; then
 	docker ps -aq --filter label=skep.test | xargs -r docker rm -f >/dev/null
 	docker network ls -q --filter label=skep.test | xargs -r docker network rm >/dev/null
+	docker volume ls -q --filter label=skep.test | xargs -r docker volume rm >/dev/null
 	docker images -q --filter label=skep.test | sort -u | xargs -r docker rmi -f >/dev/null
 	docker images -q --filter "label=$label" | sort -u | xargs -r docker rmi -f >/dev/null
 	echo "images: removed every container, network and image with the label skep.test or $label"
@@ -94,7 +109,16 @@ fi
 exec 9>"${TMPDIR:-/tmp}/skep-images.lock"
 flock 9
 
-if has "$servers" && { has "$base" || foreign "$base"; }; then
+wanted=("$@")
+[[ $# -gt 0 ]] || wanted=(base servers postgres)
+missing=()
+for name in "${wanted[@]}"; do
+	choose "$name"
+	if ! has "$image" && ! { [[ $name == base ]] && foreign "$base"; }; then
+		missing+=("$name")
+	fi
+done
+if [[ ${#missing[@]} -eq 0 ]]; then
 	echo "images: up to date"
 	exit 0
 fi
@@ -131,10 +155,19 @@ echo "images: making $suite from this machine's apt mirror"
 run "$work/debootstrap.log" bootstrap
 printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d" # no service starts in there
 chmod +x "$root/usr/sbin/policy-rc.d"
-if foreign "$base"; then
-	echo "images: $base was not made here: left alone"
-elif ! has "$base"; then
-	import "$base"
-fi
-run "$work/install.log" inside apt-get install -y --no-install-recommends -o Acquire::Retries=3 "${packages[@]}"
-import "$servers"
+mv "$root" "$work/plain"
+for name in "${missing[@]}"; do
+	choose "$name"
+	rm -rf --one-file-system "$root"
+	cp -a "$work/plain" "$root"
+	if [[ $name == postgres ]]; then
+		# Its package would make a database in the image: tests make their own.
+		mkdir "$root/etc/postgresql-common"
+		echo 'create_main_cluster = false' >"$root/etc/postgresql-common/createcluster.conf"
+	fi
+	if [[ $name != base ]]; then
+		run "$work/install.log" inside apt-get install -y --no-install-recommends \
+			-o Acquire::Retries=3 -o Dpkg::Options::=--force-confold "${chosen[@]}"
+	fi
+	import "$image"
+done

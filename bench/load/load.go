@@ -161,13 +161,12 @@ const (
 )
 
 type conn struct {
-	fd     int
-	num    int // number of a persistent connection, -1 else
-	state  state
-	req    int // index in records while connecting for one or busy, else -1
-	out    []byte
-	in     []byte
-	reused bool
+	fd    int
+	num   int // number of a persistent connection, -1 else
+	state state
+	req   int // index in records while connecting for one or busy, else -1
+	out   []byte
+	in    []byte
 }
 
 type inFlight struct {

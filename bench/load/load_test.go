@@ -270,12 +270,11 @@ func TestFailuresAreNamed(t *testing.T) {
 		return netip.MustParseAddrPort(ln.Addr().String())
 	}
 	swallow := func(c net.Conn) { c.Read(make([]byte, 4096)) }
-	closed := listen(func(net.Conn) {})
 	gone, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	closed = netip.MustParseAddrPort(gone.Addr().String())
+	closed := netip.MustParseAddrPort(gone.Addr().String())
 	gone.Close()
 	for _, tc := range []struct {
 		want string

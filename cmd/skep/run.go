@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"os"
+	"runtime"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -18,6 +19,9 @@ import (
 // run is the whole program. What it was called as decides which part of it this
 // process is.
 func run(args []string) int {
+	// One processor is enough for each part, and the threads that the runtime keeps
+	// for more of them would count against the container's pids limit.
+	runtime.GOMAXPROCS(1)
 	switch {
 	case launch.Is(args):
 		return launch.Main(args)
@@ -109,12 +113,14 @@ func application(signals *initd.Signals, code *int) *cli.App {
 		UsageText: "skep [flags] [--] command [args...]   runs the command; the same as skep run\n" +
 			"skep prestart [flags]                 runs only the steps before the start\n" +
 			"skep plan [flags] [--json]            shows limits and the number of workers\n" +
-			"skep run --help                       lists the flags; --some-flag is SKEP_SOME_FLAG in the environment",
+			"--some-flag can be given as SKEP_SOME_FLAG in the environment",
 		Version:         version,
 		HideHelpCommand: true,
 		// The default handler calls os.Exit and prints in a form of its own.
 		ExitErrHandler: func(*cli.Context, error) {},
 		OnUsageError:   usageError,
+		// These are for the help alone: withCommand gives every flag to a command.
+		Flags: flags(make(map[string]*values)),
 		Commands: []*cli.Command{
 			command("run", "run the command as workers", "[--] command [args...]", nil, serve(false)),
 			command("prestart", "run only the steps before the start, then end", "", nil, serve(true)),
@@ -128,18 +134,8 @@ func application(signals *initd.Signals, code *int) *cli.App {
 // command makes one command that takes every setting as a flag.
 func command(name, usage, arguments string, more []cli.Flag, action func(*cli.Context, config.Input) error) *cli.Command {
 	given := make(map[string]*values)
-	var flags []cli.Flag
-	for _, s := range config.Settings() {
-		v := &values{setting: s}
-		given[s.Name] = v
-		flags = append(flags, &cli.GenericFlag{Name: s.Name, Value: v})
-		if s.Short != "" {
-			// Not as an alias: the library would set one from the other's text.
-			flags = append(flags, &cli.GenericFlag{Name: s.Short, Value: v, Hidden: true})
-		}
-	}
 	return &cli.Command{
-		Name: name, Usage: usage, ArgsUsage: arguments, Flags: append(flags, more...),
+		Name: name, Usage: usage, ArgsUsage: arguments, Flags: append(flags(given), more...),
 		HideHelpCommand: true, OnUsageError: usageError,
 		Action: func(c *cli.Context) error {
 			in := config.Input{Flags: make(map[string][]string), Environ: os.Environ(), Command: c.Args().Slice()}
@@ -149,6 +145,20 @@ func command(name, usage, arguments string, more []cli.Flag, action func(*cli.Co
 			return action(c, in)
 		},
 	}
+}
+
+// flags makes one flag for each setting; what they are given is kept in given.
+func flags(given map[string]*values) (flags []cli.Flag) {
+	for _, s := range config.Settings() {
+		v := &values{setting: s}
+		given[s.Name] = v
+		flags = append(flags, &cli.GenericFlag{Name: s.Name, Value: v})
+		if s.Short != "" {
+			// Not as an alias: the library would set one from the other's text.
+			flags = append(flags, &cli.GenericFlag{Name: s.Short, Value: v, Hidden: true})
+		}
+	}
+	return flags
 }
 
 // describe is one line of the help of a command: the flag with its placeholder,

@@ -1,6 +1,7 @@
 package supervise
 
 import (
+	"fmt"
 	"testing"
 	"time"
 )
@@ -265,6 +266,15 @@ func TestCauses(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			sc := playReady(t, service(2))
 			c.do(sc)
+			words := fmt.Sprintf("{code %d}", c.want.Status.Code)
+			if sig := c.want.Status.Signal; sig != 0 {
+				words = fmt.Sprintf("{signal %d}", sig)
+			}
+			level := Info
+			if c.want.Cause == CauseExit || c.want.Cause == CauseSignal || c.want.Cause == CauseOOM {
+				level = Warn
+			}
+			sc.wantNote(level, fmt.Sprintf("{cause %s} %s {uptime 1h0m0s}", c.want.Cause, words))
 			c.want.At = epoch.Add(time.Hour)
 			if got := sc.seat(0).Last; got == nil || *got != c.want {
 				t.Errorf("last end %+v, want %+v", got, c.want)

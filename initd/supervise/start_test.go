@@ -85,6 +85,41 @@ func TestAbandon(t *testing.T) {
 	sc.step(Abandon{Code: 7}).want("retire 1, retire 0, sweep TERM").step(Begin{}).want("")
 	sc.step(Childless{}).want("quit 7").wantOver()
 
+	// A step that failed does not look done because a command may end like that.
+	p := service(2)
+	p.RemapExit = map[int]bool{7: true}
+	sc = &scene{t: t, s: New(p), now: epoch, nextPID: 100}
+	sc.step(Abandon{Code: 7}).clear().step(Childless{}).want("quit 7").wantOver()
+
+	// What the steps leave has no more time than the stop that ended them.
+	p.StopTimeout, p.SweepTimeout = time.Minute, time.Minute
+	sc = &scene{t: t, s: New(p), now: epoch, nextPID: 100}
+	sc.step(Abandon{Code: 143, By: epoch.Add(3 * time.Second)}).clear()
+	sc.after(2999 * time.Millisecond).want("").after(time.Millisecond).want("sweep KILL")
+	sc.after(giveUp).want("quit 143").wantOver()
+	sc = &scene{t: t, s: New(p), now: epoch, nextPID: 100}
+	sc.step(Abandon{Code: 137, By: epoch.Add(-500 * time.Millisecond)}).want("retire 1, retire 0, sweep TERM, sweep KILL")
+	sc.after(giveUp - 500*time.Millisecond).want("quit 137").wantOver()
+
 	// It stands for Begin: afterwards it would leave the workers behind.
 	playReady(t, service(1)).step(Abandon{Code: 7}).want("").wantStates("0:ready")
+}
+
+// The others wait until the first has shown that it works, and are not started
+// at all when it has shown the opposite.
+func TestFirstAlone(t *testing.T) {
+	p := service(3)
+	p.FirstAlone = true
+	sc := play(t, p).want("start 0 in slot 0").clear()
+	sc.step(Tick{}).after(10 * time.Second).want("")
+	sc.step(Proven{}).want("start 1 in slot 1, start 2 in slot 2")
+
+	sc = play(t, p).clear()
+	sc.step(Scale{Workers: 1}).want("retire 2, retire 1")
+	sc.clear().step(Proven{}).ready(0).want("")
+
+	// Nobody waits for a first one that is gone.
+	p.Restart = RestartAlways
+	sc = play(t, p).clear().exit(0, 1).after(time.Second)
+	sc.want("start 1 in slot 1")
 }

@@ -194,9 +194,10 @@ func (s *Supervisor) quit() {
 	s.emit(Quit{Code: s.exitCode(s.code)})
 }
 
-// exitCode applies --remap-exit.
+// exitCode applies --remap-exit. It is about the command: a step before the start
+// that failed must not look done.
 func (s *Supervisor) exitCode(code int) int {
-	if s.policy.RemapExit[code] {
+	if s.policy.RemapExit[code] && !s.exact {
 		return 0
 	}
 	return code

@@ -36,6 +36,7 @@ type Supervisor struct {
 	begun      bool // Begin has been seen
 	everReady  bool
 	code       int
+	exact      bool // the code is no command's: --remap-exit is not asked
 	goneCode   int  // the first one but 0 of the workers that were not restarted
 	failedCode int  // of the worker that was the last to reach its start limit
 	killed     bool // a worker had to be killed in the stop
@@ -105,7 +106,10 @@ func (s *Supervisor) Step(now time.Time, ev Event) []Effect {
 		s.begun = true
 	case Abandon:
 		if s.phase == Running && !s.begun {
-			s.code = ev.Code
+			s.code, s.exact, s.stopBy = ev.Code, true, ev.By
+			if !ev.By.IsZero() {
+				s.quitBy = ev.By.Add(giveUp)
+			}
 			s.dropIdle()
 			s.sweep(now)
 		}
@@ -115,6 +119,8 @@ func (s *Supervisor) Step(now time.Time, ev Event) []Effect {
 		s.startFailed(now, ev)
 	case Exited:
 		s.exited(now, ev)
+	case Proven:
+		s.policy.FirstAlone = false
 	case BecameReady:
 		if st := s.byPID(ev.PID); st != nil && st.State == Starting {
 			s.becameReady(now, st)
@@ -299,7 +305,7 @@ func (s *Supervisor) addSeat(slot, replaces int) *seat {
 func (s *Supervisor) startMore(now time.Time) {
 	starting := 0
 	for _, st := range s.seats {
-		if st.State == Starting && st.PID == 0 {
+		if st.State == Starting && st.PID == 0 || s.policy.FirstAlone && st.PID != 0 {
 			return
 		}
 		if st.State == Starting && now.Before(st.Started.Add(s.policy.StartSpacing)) {

@@ -109,6 +109,7 @@ type Policy struct {
 	ReadyAfter    time.Duration // a worker this old counts as ready; 0 is never
 	StartParallel int           // how many may be starting at a time, at least 1
 	StartSpacing  time.Duration // a start this old no longer holds up the next
+	FirstAlone    bool          // one worker starts, the others wait for Proven
 
 	StopOn      []int         // signals that begin a stop
 	StopSignal  int           // what workers get; 0 is the signal received
@@ -151,6 +152,9 @@ type (
 		Status Status
 		OOM    bool
 	}
+	// Proven says that what all workers need is known to work with the first one:
+	// the others may start, if Policy.FirstAlone held them back.
+	Proven struct{}
 	// BecameReady says that the process with this pid is ready to serve.
 	BecameReady struct{ PID int }
 	// Drained says that the accept queues of a draining seat are empty and that
@@ -177,8 +181,13 @@ type (
 	Reload struct{ Surge bool }
 	// Signal says that skep itself received a signal.
 	Signal struct{ Signal int }
-	// Abandon ends skep with the code without starting anything; it stands for Begin.
-	Abandon struct{ Code int }
+	// Abandon ends skep with exactly this code without starting anything; it stands
+	// for Begin. What is left may take until By, when a stop that began before has to
+	// be over; zero is the time that what a lone command leaves has.
+	Abandon struct {
+		Code int
+		By   time.Time
+	}
 	// Childless says that skep has no children of any kind.
 	Childless struct{}
 	// Tick says that Deadline has passed.
@@ -189,6 +198,7 @@ func (Begin) event()       {}
 func (Started) event()     {}
 func (StartFailed) event() {}
 func (Exited) event()      {}
+func (Proven) event()      {}
 func (BecameReady) event() {}
 func (Drained) event()     {}
 func (Hung) event()        {}

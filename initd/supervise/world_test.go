@@ -148,7 +148,6 @@ type world struct {
 	quit      bool
 	code      int
 	serve     bool
-	interrupt int
 	retired   map[int]bool
 	started   map[int]bool
 	waits     map[int]time.Time // seats in backoff, since when

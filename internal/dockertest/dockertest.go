@@ -57,7 +57,7 @@ func Main(m *testing.M) int {
 	return m.Run()
 }
 
-// sweep removes every container, image and network of this run. Its failures are told
+// sweep removes every container, image, network and volume of this run. Its failures are told
 // on stderr: no test is left that could fail.
 func sweep() {
 	if !used.Load() {
@@ -68,6 +68,7 @@ func sweep() {
 		{[]string{"ps", "-aq", "--no-trunc", "--filter", filter}, []string{"rm", "-f", "-v"}},
 		{[]string{"images", "-q", "--no-trunc", "--filter", filter}, []string{"rmi", "-f"}},
 		{[]string{"network", "ls", "-q", "--no-trunc", "--filter", filter}, []string{"network", "rm"}},
+		{[]string{"volume", "ls", "-q", "--filter", filter}, []string{"volume", "rm", "--force"}},
 	} {
 		ids, err := docker(list.list...)
 		if err == nil && strings.TrimSpace(ids.Stdout) != "" {
@@ -182,6 +183,20 @@ func HasImage(t testing.TB, name string) bool {
 		t.Fatal(err)
 	}
 	return r.Code == 0
+}
+
+// Volume makes an empty volume and removes it when the test ends, after the
+// containers that were started later. The flag "--volume=NAME:/path" mounts it.
+func Volume(t testing.TB) (name string) {
+	t.Helper()
+	used.Store(true)
+	name = must(t, append([]string{"volume", "create"}, labels()...)...)
+	t.Cleanup(func() {
+		if r, err := docker("volume", "rm", "--force", name); err != nil || r.Code != 0 {
+			t.Errorf("cannot remove volume %.12s: %v %s", name, err, r.Stderr)
+		}
+	})
+	return name
 }
 
 // Options say what to run.
@@ -368,6 +383,12 @@ func (c *Container) Stop() (took time.Duration, code int) {
 func (c *Container) Update(flags ...string) {
 	c.t.Helper()
 	must(c.t, append(append([]string{"update"}, flags...), c.ID)...)
+}
+
+// Restart stops the container and starts it again, as after a crash of its own.
+func (c *Container) Restart() {
+	c.t.Helper()
+	must(c.t, "restart", c.ID)
 }
 
 // Kill sends a signal, by name or number, to the container's first process.

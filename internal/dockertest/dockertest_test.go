@@ -69,6 +69,16 @@ func TestWaitForEnd(t *testing.T) {
 	}
 }
 
+func TestVolumeIsShared(t *testing.T) {
+	need(t)
+	mount := "--volume=" + Volume(t) + ":/shared"
+	Once(t, Options{Image: debian, Flags: []string{mount}, Args: []string{"sh", "-c", "echo here >/shared/file"}})
+	r := Once(t, Options{Image: debian, Flags: []string{mount}, Args: []string{"cat", "/shared/file"}})
+	if r.Stdout != "here\n" {
+		t.Errorf("the second container reads %q: %s", r.Stdout, r.Stderr)
+	}
+}
+
 // TestSweepTakesOnlyItsOwn makes a container of this run and one of another,
 // and sees that a sweep removes the first alone.
 func TestSweepTakesOnlyItsOwn(t *testing.T) {
@@ -77,6 +87,7 @@ func TestSweepTakesOnlyItsOwn(t *testing.T) {
 	other := must(t, "create", "--label", Label+"=another-run", debian, "true")
 	t.Cleanup(func() { must(t, "rm", other) })
 	net := ownNetwork(t)
+	volume := must(t, append([]string{"volume", "create"}, labels()...)...)
 	sweep()
 	network.id = "" // the next test makes another
 	left := must(t, "ps", "-aq", "--no-trunc", "--filter", "label="+Label)
@@ -88,5 +99,8 @@ func TestSweepTakesOnlyItsOwn(t *testing.T) {
 	}
 	if networks := must(t, "network", "ls", "-q", "--no-trunc"); strings.Contains(networks, net) {
 		t.Error("the network of this run is still there")
+	}
+	if volumes := must(t, "volume", "ls", "-q"); strings.Contains(volumes, volume) {
+		t.Error("the volume of this run is still there")
 	}
 }

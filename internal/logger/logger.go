@@ -9,9 +9,9 @@
 package logger
 
 import (
-	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
@@ -75,15 +75,19 @@ type Logger struct {
 	format  Format
 	now     func() time.Time
 	lines   chan entry
+	start   sync.Once
 	dropped atomic.Int64
+	writing atomic.Bool // a write is under way
+	broken  atomic.Bool // one has failed with EPIPE since OwnPipe was asked
 	idle    chan struct{}
 }
 
-// New starts the goroutine that writes to fd. It lives until Close.
+// New makes a logger for fd. The goroutine that writes starts with the first
+// line and lives until Close: an init that has nothing to say needs no thread for
+// it.
 func New(fd int, level Level, format Format, now func() time.Time) *Logger {
 	l := &Logger{fd: fd, level: level, format: format, now: now,
 		lines: make(chan entry, queueLines), idle: make(chan struct{})}
-	go l.write()
 	return l
 }
 
@@ -104,12 +108,19 @@ func (l *Logger) Log(level Level, message string, fields ...Field) {
 // Raw queues text as it is for any descriptor, or counts it as a lost line.
 func (l *Logger) Raw(fd int, text string) { l.queue(entry{fd: fd, text: []byte(text)}) }
 
+// OwnPipe tells whether a SIGPIPE that has just arrived comes from a write of the
+// logger to a closed pipe, and not from somebody who sent it. The kernel raises
+// one for each such write (pipe(7)); a thread of its own with the signal blocked
+// would hold it back, but cost a thread.
+func (l *Logger) OwnPipe() bool { return l.broken.Swap(false) || l.writing.Load() }
+
 type entry struct {
 	fd   int
 	text []byte
 }
 
 func (l *Logger) queue(e entry) {
+	l.start.Do(func() { go l.write() })
 	select {
 	case l.lines <- e:
 	default:
@@ -121,6 +132,7 @@ func (l *Logger) queue(e entry) {
 // timeout. Nothing may be logged after it.
 func (l *Logger) Close(timeout time.Duration) {
 	close(l.lines)
+	l.start.Do(func() { close(l.idle) })
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	select {
@@ -131,27 +143,25 @@ func (l *Logger) Close(timeout time.Duration) {
 
 func (l *Logger) write() {
 	defer close(l.idle)
-	// A write to a closed pipe raises SIGPIPE in the thread that wrote. Blocked in
-	// this thread it stays here and cannot be taken for one that somebody sent to
-	// skep and be forwarded to the workers. The thread ends with the goroutine.
-	runtime.LockOSThread()
-	var set unix.Sigset_t
-	set.Val[(unix.SIGPIPE-1)/64] |= 1 << ((uint(unix.SIGPIPE) - 1) % 64)
-	_ = unix.PthreadSigmask(unix.SIG_BLOCK, &set, nil)
 	for e := range l.lines {
 		if n := l.dropped.Swap(0); n > 0 {
-			writeAll(l.fd, AppendText(nil, Warn, "log lines lost because stderr was full",
+			l.writeAll(l.fd, AppendText(nil, Warn, "log lines lost because stderr was full",
 				[]Field{{"lines", int(n)}}))
 		}
-		writeAll(e.fd, e.text)
+		l.writeAll(e.fd, e.text)
 	}
 }
 
 // writeAll writes until the line is out or the descriptor refuses. A stderr
 // that is non-blocking, because somebody who shares it made it so, is waited for.
-func writeAll(fd int, line []byte) {
+func (l *Logger) writeAll(fd int, line []byte) {
 	for len(line) > 0 {
+		l.writing.Store(true)
 		n, err := unix.Write(fd, line)
+		if err == unix.EPIPE {
+			l.broken.Store(true)
+		}
+		l.writing.Store(false)
 		switch {
 		case n > 0:
 			line = line[n:]

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
+	"os/signal"
 	"strings"
 	"testing"
 	"time"
@@ -91,9 +92,20 @@ func TestFullStderrNeverBlocks(t *testing.T) {
 	}
 }
 
-// A closed pipe behind stderr raises SIGPIPE, which must stay in the writer's
-// thread: here it would end the test, as nothing is notified of it.
+// A closed pipe behind stderr raises SIGPIPE, which the logger owns up to, once;
+// one that somebody sent is not its own.
 func TestClosedStderr(t *testing.T) {
+	pipes := make(chan os.Signal, 1)
+	signal.Notify(pipes, unix.SIGPIPE)
+	defer signal.Stop(pipes)
+	arrived := func() {
+		t.Helper()
+		select {
+		case <-pipes:
+		case <-time.After(10 * time.Second):
+			t.Fatal("no SIGPIPE has come")
+		}
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -106,10 +118,19 @@ func TestClosedStderr(t *testing.T) {
 	w.Close()
 	defer unix.Close(fd)
 	l := New(fd, Info, JSON, time.Now)
-	for range 10 {
-		l.Log(Error, "nobody reads this")
+	l.Log(Error, "nobody reads this")
+	arrived()
+	if !l.OwnPipe() {
+		t.Error("the logger's own SIGPIPE is taken for somebody's")
 	}
 	l.Close(10 * time.Second)
+	if err := unix.Kill(os.Getpid(), unix.SIGPIPE); err != nil {
+		t.Fatal(err)
+	}
+	arrived()
+	if l.OwnPipe() {
+		t.Error("somebody's SIGPIPE is taken for the logger's own")
+	}
 }
 
 func TestLevels(t *testing.T) {

@@ -207,34 +207,40 @@ func TestConnectionsStayBalanced(t *testing.T) {
 	})
 }
 
-func TestSteadyWhileMembersLeave(t *testing.T) {
+// TestPickStaysRightWhileMembersLeave closes the leaving members in any order and looks after each step who is where.
+func TestPickStaysRightWhileMembersLeave(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		members := rapid.SliceOfN(anyView, 1, 8).Draw(t, "members")
-		var before Array
+		var kernel Array
 		var leaving []int
-		for i := range members {
-			before.Listen(i)
-			if members[i].State == Leaving {
+		stay, ready, steady := 0, 0, 0
+		for i, v := range members {
+			kernel.Listen(i)
+			if v.State == Leaving {
 				leaving = append(leaving, i)
+			} else {
+				stay++
 			}
 		}
-		choice := Choose(nil, members, 5)
-		got := steady(slices.Clone(choice), members)
-		if len(choice) > 0 && len(got) == 0 {
-			t.Fatal("nothing is left")
-		}
-		// Close them in any order, and look after each step.
-		after := before
-		for _, id := range rapid.Permutation(leaving).Draw(t, "order") {
-			after.Remove(id)
-			for _, i := range got {
-				if i >= after.Len() {
-					continue // the kernel uses its hash
+		for i, v := range members {
+			if v.State == Ready {
+				ready++
+				if i < stay {
+					steady++
 				}
-				if len(got) > 1 || got[0] < len(members)-len(leaving) {
-					if after.At(i) != i {
-						t.Fatalf("index %d became member %d", i, after.At(i))
-					}
+			}
+		}
+		got := pick(nil, members, 5)
+		for _, i := range got {
+			if ready > 0 && members[i].State != Ready || members[i].State == Leaving || members[i].State == Draining {
+				t.Fatalf("member %d is %v", i, members[i].State)
+			}
+		}
+		for _, id := range rapid.Permutation(leaving).Draw(t, "order") {
+			kernel.Remove(id)
+			for _, i := range got {
+				if steady > 0 && kernel.At(i) != i {
+					t.Fatalf("index %d became member %d", i, kernel.At(i))
 				}
 			}
 		}

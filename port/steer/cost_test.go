@@ -157,14 +157,11 @@ func TestCost(t *testing.T) {
 			t.Run(fmt.Sprintf("%d/%v", workers, rate), func(t *testing.T) {
 				f := startFleet(t, workers, false, nil, nil)
 				s := startSteerer(t, f, *costTick)
-				for before := s.ask(); ; { // until it sleeps
+				eventually(t, "the poller sleeps", func() bool {
+					before := s.ask()
 					time.Sleep(200 * time.Millisecond)
-					now := s.ask()
-					if now.Ticks == before.Ticks {
-						break
-					}
-					before = now
-				}
+					return s.ask().Ticks == before.Ticks
+				})
 				before := s.ask()
 				sent := 0
 				if rate == 0 {

@@ -591,11 +591,7 @@ func (p *Poller) steer(now time.Duration, g *group, burst int) {
 	for i, m := range g.members {
 		g.views[i] = m.view(now, &p.opts)
 	}
-	g.choice = Choose(g.choice[:0], g.views, burst)
-	if len(g.choice) == 0 {
-		g.choice = Shelter(g.choice, g.views)
-	}
-	g.choice = steady(g.choice, g.views)
+	g.choice = pick(g.choice[:0], g.views, burst)
 	if !g.stale && slices.Equal(g.choice, g.attached) {
 		return
 	}
@@ -630,23 +626,26 @@ func (g *group) any() int {
 	return -1
 }
 
-// steady leaves out of the choice what will not be at its index any more when the Leaving members are gone. Removing k of n members moves only members from
-// the last k places into gaps. When nothing would be left the choice stays as it is: an index that is out of range then makes the kernel use its hash.
-func steady(choice []int, members []View) []int {
+// pick is Choose, or else Shelter, among the members that will be at the same index when the Leaving ones are gone: removing k of n members moves only members
+// from the last k places into gaps. When none of those is Ready it is among all; an index that has become out of range makes the kernel use its hash.
+func pick(dst []int, members []View, burst int) []int {
 	stay := 0
 	for i := range members {
 		if members[i].State != Leaving {
 			stay++
 		}
 	}
-	if stay == len(members) || len(choice) == 0 || choice[0] >= stay {
-		return choice
+	for _, among := range [...][]View{members[:stay], members} {
+		if out := Choose(dst, among, burst); len(out) > len(dst) {
+			return out
+		}
 	}
-	n := 0
-	for n < len(choice) && choice[n] < stay {
-		n++
+	for _, among := range [...][]View{members[:stay], members} {
+		if out := Shelter(dst, among); len(out) > len(dst) {
+			return out
+		}
 	}
-	return choice[:n]
+	return dst
 }
 
 // probe fills in which members probes reach.

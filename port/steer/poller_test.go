@@ -81,6 +81,38 @@ func (f *fleet) reach(tb testing.TB, slot int, ask byte) net.Conn {
 	return c
 }
 
+// TestLeavingIsNotFollowedByAStandby looks between the close of a socket and the update that says so. Of members 0 to 3 the kernel then has 3, 1, 2.
+func TestLeavingIsNotFollowedByAStandby(t *testing.T) {
+	f := startFleet(t, 4, false, &Options{}, nil)
+	f.poller.Update(f.membership(t, nil, map[int]State{0: Leaving, 2: Standby}))
+	await(t, f.poller, Left, 0)
+	f.workers[0].end()
+	unix.Close(f.group.fds[0])
+	f.group.fds[0] = -1
+	for range 60 {
+		if got := f.anyone(t); got != f.workers[1].pid {
+			t.Fatalf("process %d got a connection, want %d", got, f.workers[1].pid)
+		}
+	}
+}
+
+// anyone is the process that gets an ordinary connection.
+func (f *fleet) anyone(tb testing.TB) int {
+	tb.Helper()
+	c, err := net.Dial("tcp", f.address())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer c.Close()
+	c.Write([]byte{askWho})
+	answer, _ := io.ReadAll(c)
+	pid, err := strconv.Atoi(string(answer))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return pid
+}
+
 // who is the process that the probe of a slot reaches.
 func (f *fleet) who(tb testing.TB, slot int) int {
 	tb.Helper()
@@ -250,6 +282,13 @@ func TestDrained(t *testing.T) {
 	if e := await(t, f.poller, Drained, 0); e.For < 60*time.Millisecond {
 		t.Errorf("event %+v", e)
 	}
+	// With nothing in the queue it is the settle time alone.
+	f.poller.Update(f.membership(t, nil, map[int]State{1: Draining}))
+	if e := await(t, f.poller, Drained, 1); e.For < 60*time.Millisecond {
+		t.Errorf("event %+v", e)
+	}
+	f.poller.Update(f.membership(t, nil, map[int]State{0: Draining}))
+	await(t, f.poller, Drained, 0)
 	// Said once, also after another update.
 	f.poller.Update(f.membership(t, nil, map[int]State{0: Draining}))
 	settled(t, f.poller, Draining, Ready)
@@ -326,13 +365,18 @@ func TestLeavingLosesNothing(t *testing.T) {
 
 func TestShutIsReported(t *testing.T) {
 	f := startFleet(t, 3, false, &Options{}, nil)
-	settled(t, f.poller, Ready, Ready, Ready)
+	f.poller.Update(f.membership(t, nil, map[int]State{2: Standby}))
+	settled(t, f.poller, Ready, Ready, Standby)
 	if err := unix.Shutdown(f.group.fds[0], unix.SHUT_RD); err != nil {
 		t.Fatal(err)
 	}
 	await(t, f.poller, Shut, 0)
-	// Index 0 is socket 2 now and socket 1 is where it was; nothing is lost until the owner has listened again.
-	quickOnes(t, f, 20)
+	// Index 0 is socket 2 now, a standby, and socket 1 is where it was; until the owner has listened again all goes there.
+	for range 40 {
+		if got := f.anyone(t); got != f.workers[1].pid {
+			t.Fatalf("process %d got a connection, want %d", got, f.workers[1].pid)
+		}
+	}
 	f.group.listen(0)
 	m := f.membership(t, nil, nil)
 	x := m.Groups[0].Members
@@ -372,11 +416,67 @@ func TestFailedIsReportedOnce(t *testing.T) {
 	if e := await(t, p, Failed, 0); e.Group != 9 || !errors.Is(e.Err, unix.EINVAL) {
 		t.Errorf("event %+v", e)
 	}
-	stats(t, p)
+	for range 3 { // each question is a tick
+		stats(t, p)
+	}
 	select {
 	case e := <-p.Events():
 		t.Errorf("event %+v, again", e)
 	default:
+	}
+}
+
+// TestWhatTheWaitChannelMeans goes through the life of a thread.
+func TestWhatTheWaitChannelMeans(t *testing.T) {
+	const s = time.Second
+	var w worker
+	for _, step := range []struct {
+		now    time.Duration
+		name   string
+		queued bool
+		want   Wait
+	}{
+		{1 * s, "0", false, Unknown}, // unreadable, or never seen idle
+		{2 * s, "hrtimer_nanosleep", false, Unknown},
+		{3 * s, "futex_do_wait", false, Unknown},
+		{4 * s, "do_epoll_wait", false, Idle},
+		{5 * s, "0", false, Busy},
+		{9 * s, "0", false, Busy},
+		{11 * s, "0", false, Unknown}, // runs for long, or has become unreadable
+		{12 * s, "0", true, Busy},     // its queue shows that it does not get on
+		{13 * s, "poll_schedule_timeout.constprop.0\n", false, Idle},
+		{14 * s, "hrtimer_nanosleep", false, Busy},
+		{15 * s, "0", false, Busy},
+		{15 * s, "futex_do_wait", false, Unknown}, // a thread of a pool rests; others may accept
+		{15 * s, "0", false, Busy},
+		{16 * s, "", false, Unknown}, // the thread is gone
+	} {
+		w.stalls = step.queued
+		if got := w.classify(step.now, []byte(step.name)); got != step.want {
+			t.Errorf("at %v %q means %v, want %v", step.now, step.name, got, step.want)
+		}
+	}
+}
+
+// TestNothingToBeBusyWith: whatever its thread does, a worker without a connection is not busy with one.
+func TestNothingToBeBusyWith(t *testing.T) {
+	w := &worker{pid: os.Getpid()}
+	w.open()
+	defer w.close()
+	var r readings
+	for conns, want := range map[int]Wait{0: Unknown, 1: Busy} {
+		// This thread runs at this moment, which is busy for one that has been idle.
+		runtime.LockOSThread()
+		w.tid = unix.Gettid()
+		w.openThread()
+		w.seenIdle, w.wait, w.stalls = true, Busy, true
+		w.files = fileSize(w.fdDir, &r.stat)
+		w.base, w.conns = w.files-conns, conns
+		w.look(time.Second, &r)
+		runtime.UnlockOSThread()
+		if w.wait != want {
+			t.Errorf("with %d connections it is %v, want %v", conns, w.wait, want)
+		}
 	}
 }
 

@@ -223,6 +223,44 @@ func TestProgramSpreadsEvenly(t *testing.T) {
 	}
 }
 
+// TestPortsSpreadBetterThanChance plays bursts of 64 connections as a Linux client makes them to four members, and the same with random numbers.
+func TestPortsSpreadBetterThanChance(t *testing.T) {
+	var b Builder
+	prog := b.Program(Choice{Among: []int{0, 1, 2, 3}})
+	r := rand.New(rand.NewPCG(5, 5))
+	port := uint16(40000)
+	byPort := func() uint32 {
+		port += 2 + 2*uint16(r.IntN(8))
+		return interpret(t, prog, packet(false, [4]byte{10, 0, 0, 9}, port, 0))
+	}
+	byChance := func() uint32 { return r.Uint32() % 4 }
+	const bursts, size = 2000, 64
+	play := func(pick func() uint32) (uneven, meet int) {
+		for range bursts {
+			var counts [4]int
+			last := uint32(4)
+			for range size {
+				i := pick()
+				counts[i]++
+				if i == last {
+					meet++
+				}
+				last = i
+			}
+			if float64(max(counts[0], counts[1], counts[2], counts[3])) > 1.3*size/4 {
+				uneven++
+			}
+		}
+		return uneven, meet
+	}
+	uneven, meet := play(byPort)
+	unevenByChance, meetByChance := play(byChance)
+	t.Logf("uneven bursts: %d by port, %d by chance of %d; in a row to the same: %d and %d", uneven, unevenByChance, bursts, meet, meetByChance)
+	if 10*uneven > 7*unevenByChance || 10*meet > 9*meetByChance {
+		t.Error("ports do no better than chance")
+	}
+}
+
 // TestLargestProgramFits builds the longest program there is: no two members next to each other, and probes in an order without any runs.
 func TestLargestProgramFits(t *testing.T) {
 	var c Choice

@@ -1,6 +1,7 @@
 package steer
 
 import (
+	"bytes"
 	"os"
 	"strconv"
 	"time"
@@ -106,6 +107,10 @@ func (w *worker) look(now time.Duration, r *readings) (more int) {
 		n := readStart(w.wchan, r.name[:])
 		w.wait = w.classify(now, r.name[:n])
 	}
+	if w.wait == Busy && w.conns == 0 {
+		// It has no request to be busy with. In Go and Java the thread that called listen(2) is one of many, and rests anywhere.
+		w.wait = Unknown
+	}
 	if w.wait == Idle {
 		w.moved = now
 	}
@@ -123,6 +128,10 @@ func (w *worker) classify(now time.Duration, name []byte) Wait {
 		return Unknown // the thread is gone, or may no longer be read
 	case !w.seenIdle:
 		w.looks = min(w.looks+1, learnAfter)
+		return Unknown
+	case bytes.HasPrefix(name, []byte("futex_")):
+		// A thread of a pool that has nothing to run: another one may accept by now.
+		w.zeroSince = 0
 		return Unknown
 	case string(name) != "0":
 		w.zeroSince = 0

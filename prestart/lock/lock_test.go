@@ -394,6 +394,9 @@ func TestStamp(t *testing.T) {
 		t.Errorf("the stamp may hold secrets and has mode %o", info.Mode().Perm())
 	}
 	again, ok := end(t, Take(path, "v1/ü")).(Taken)
+	if !ok {
+		t.Fatal("the stamp is not taken for the end of the work")
+	}
 	if diff := cmp.Diff(Taken{Done: true, Vars: []string{"A=1", "B=", "C=x=y z"}}, again); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

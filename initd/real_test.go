@@ -1,0 +1,922 @@
+package initd_test
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"skep/internal/testneed"
+	"skep/reaper"
+)
+
+// patience bounds every wait of these tests.
+const patience = 40 * time.Second
+
+// lines collects what a descriptor says.
+type lines struct {
+	mu   sync.Mutex
+	text []string
+	more chan struct{} // closed with every line, and made anew
+	over bool
+}
+
+func collect(r io.Reader) *lines {
+	l := &lines{more: make(chan struct{})}
+	go func() {
+		for s := bufio.NewScanner(r); s.Scan(); {
+			l.add(s.Text(), false)
+		}
+		l.add("", true)
+	}()
+	return l
+}
+
+func (l *lines) add(line string, over bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.over = over; !over {
+		l.text = append(l.text, line)
+	}
+	close(l.more)
+	l.more = make(chan struct{})
+}
+
+// matching is the lines that a pattern fits.
+func (l *lines) matching(pattern string) (found []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, line := range l.text {
+		if regexp.MustCompile(pattern).MatchString(line) {
+			found = append(found, line)
+		}
+	}
+	return found
+}
+
+func (l *lines) String() string { return strings.Join(l.matching(""), "\n") }
+
+// skep is a running skep.
+type skep struct {
+	*testing.T
+	cmd      *exec.Cmd
+	out, err *lines
+	waited   chan struct{}
+	files    []*os.File
+}
+
+// option changes how skep is started.
+type option func(*exec.Cmd)
+
+func role(args ...string) option {
+	return func(c *exec.Cmd) { c.Args = append(append(c.Args[:1:1], args...), c.Args[2:]...) }
+}
+
+// start runs skep with settings, NAME=VALUE as in --name, and a command.
+func start(t *testing.T, settings []string, command []string, options ...option) *skep {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe", append([]string{"role:skep"}, command...)...)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	for _, s := range settings {
+		name, value, _ := strings.Cut(s, "=")
+		if strings.ToUpper(name) != name {
+			name = "SKEP_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+		}
+		cmd.Env = append(cmd.Env, name+"="+value)
+	}
+	s := &skep{T: t, cmd: cmd, waited: make(chan struct{})}
+	pipe := func() (r *os.File, w *os.File) {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r, w
+	}
+	outR, outW := pipe()
+	errR, errW := pipe()
+	cmd.Stdout, cmd.Stderr = outW, errW
+	for _, o := range options {
+		o(cmd)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	outW.Close()
+	errW.Close()
+	s.files = []*os.File{outR, errR}
+	s.out, s.err = collect(outR), collect(errR)
+	go func() { _ = cmd.Wait(); close(s.waited) }()
+	t.Cleanup(func() {
+		below := reaper.Descendants(cmd.Process.Pid)
+		select {
+		case <-s.waited:
+		default:
+			_ = cmd.Process.Kill()
+			<-s.waited
+			for _, pid := range below {
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+		}
+		for _, f := range s.files {
+			f.Close()
+		}
+		if t.Failed() {
+			t.Logf("stdout:\n%v\nstderr:\n%v", s.out, s.err)
+		}
+	})
+	return s
+}
+
+func sh(script string) []string { return []string{"sh", "-c", script} }
+
+// wait waits until n lines fit the pattern, and returns them.
+func (s *skep) wait(from *lines, pattern string, n int) []string {
+	s.Helper()
+	deadline := time.After(patience)
+	for {
+		from.mu.Lock()
+		more := from.more
+		from.mu.Unlock()
+		if found := from.matching(pattern); len(found) >= n {
+			return found
+		}
+		select {
+		case <-more:
+		case <-deadline:
+			s.Fatalf("no %d lines with %q", n, pattern)
+		}
+	}
+}
+
+// pids waits for n lines "up PID".
+func (s *skep) pids(n int) (pids []int) {
+	s.Helper()
+	for _, line := range s.wait(s.out, `^up \d+$`, n) {
+		pid, _ := strconv.Atoi(line[3:])
+		pids = append(pids, pid)
+	}
+	return pids
+}
+
+func (s *skep) signal(sig unix.Signal) {
+	s.Helper()
+	if err := unix.Kill(s.cmd.Process.Pid, sig); err != nil {
+		s.Error(err)
+	}
+}
+
+// ended waits for the end, and wants the code: 128 plus the number of a signal.
+func (s *skep) ended(code int) {
+	s.Helper()
+	select {
+	case <-s.waited:
+	case <-time.After(patience):
+		s.Fatal("it does not end")
+	}
+	if got := s.code(); got != code {
+		s.Errorf("code %d, want %d", got, code)
+	}
+}
+
+func (s *skep) code() int {
+	status := s.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if status.Signaled() {
+		return 128 + int(status.Signal())
+	}
+	return status.ExitStatus()
+}
+
+func (s *skep) gone(pids ...int) {
+	s.Helper()
+	for _, pid := range pids {
+		if err := unix.Kill(pid, 0); err != unix.ESRCH {
+			s.Errorf("process %d is left: %v", pid, err)
+		}
+	}
+}
+
+// quick is a service whose workers are ready as soon as they are a little old.
+func quick(workers int, more ...string) []string {
+	return append([]string{"workers=" + strconv.Itoa(workers), "share=none", "ready=alive:1ms", "restart-delay=10ms", "stop-timeout=30s"}, more...)
+}
+
+// fifo is a named pipe that workers wait at.
+type fifo struct {
+	*testing.T
+	path string
+}
+
+func newFifo(t *testing.T) *fifo {
+	t.Helper()
+	f := &fifo{t, filepath.Join(t.TempDir(), "fifo")}
+	if err := unix.Mkfifo(f.path, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// release lets everything go that reads from it, now and later.
+func (f *fifo) release() {
+	f.Helper()
+	file, err := os.OpenFile(f.path, os.O_RDWR, 0)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { file.Close() })
+	if _, err := file.WriteString(strings.Repeat("x\n", 100)); err != nil {
+		f.Fatal(err)
+	}
+}
+
+// A lone command's end is skep's.
+func TestLoneCodes(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"workers=1", "mode=auto"} {
+		for _, code := range []int{0, 1, 2, 7, 63, 64, 124, 125, 126, 127, 128, 137, 143, 254, 255} {
+			s := start(t, []string{mode}, sh("exit "+strconv.Itoa(code)))
+			if s.ended(code); s.err.String() != "" {
+				t.Errorf("exit %d: %v", code, s.err)
+			}
+		}
+		for _, sig := range []unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGABRT, unix.SIGKILL, unix.SIGUSR1, unix.SIGSEGV, unix.SIGPIPE, unix.SIGTERM, 35, 64} {
+			start(t, []string{mode}, sh("ulimit -c 0; kill -"+strconv.Itoa(int(sig))+" $$")).ended(128 + int(sig))
+		}
+	}
+	start(t, []string{"workers=1", "remap-exit=143\n7"}, sh("kill $$")).ended(0)
+	start(t, []string{"workers=1", "remap-exit=143\n7"}, sh("exit 7")).ended(0)
+	start(t, []string{"workers=1", "remap-exit=143\n7"}, sh("exit 8")).ended(8)
+}
+
+// What cannot be executed, and what only a shell can.
+func TestExecFailures(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	script := write("script", "echo plain $0 $1; exit 6\n")
+	noInterpreter := write("lost", "#!/no/such/interpreter\n")
+	for _, settings := range [][]string{{"workers=1"}, {"share=bind"}, {"workers=2", "share=none"}, {"workers=2"}} {
+		name := strings.Join(settings, " ")
+		s := start(t, settings, []string{script, "arg"})
+		if s.ended(6); len(s.out.matching("^plain "+script+" arg$")) == 0 {
+			t.Errorf("%s: the script did not run", name)
+		}
+		s = start(t, settings, []string{noInterpreter})
+		if s.ended(127); len(s.err.matching("lost")) == 0 {
+			t.Errorf("%s: nothing is told", name)
+		}
+		start(t, settings, []string{"no-such-program"}).ended(127)
+		start(t, settings, []string{dir}).ended(126)
+	}
+}
+
+func TestKilledWorkerComesBack(t *testing.T) {
+	t.Parallel()
+	s := start(t, quick(2), sh("echo up $$; exec sleep 1000"))
+	first := s.pids(2)
+	if err := unix.Kill(first[0], unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	pids := s.pids(3)
+	if len(s.wait(s.err, "worker ended.*cause=signal signal=KILL.*restarting", 1)) != 1 {
+		t.Error("the end is not told once")
+	}
+	if unix.Kill(pids[1], 0) != nil || unix.Kill(pids[2], 0) != nil {
+		t.Error("the other one or the new one is gone")
+	}
+	s.signal(unix.SIGTERM)
+	s.ended(0)
+	s.gone(pids...)
+}
+
+// A service that cannot start ends with the code of the worker that died, and the
+// others are told to stop.
+func TestCrashBeforeReady(t *testing.T) {
+	t.Parallel()
+	f := newFifo(t)
+	s := start(t, quick(2, "ready=alive:1h"),
+		sh(`if [ $SKEP_SLOT = 1 ]; then echo one; read x <`+f.path+`; exit 7; fi; trap 'echo told; exit 0' TERM; echo zero; sleep 1000 & wait`))
+	s.wait(s.out, "^(one|zero)$", 2)
+	f.release()
+	s.ended(7)
+	if len(s.out.matching("^told$")) != 1 {
+		t.Error("the other worker was not told")
+	}
+}
+
+func TestStartLimit(t *testing.T) {
+	t.Parallel()
+	s := start(t, quick(2, "ready=alive:1h", "restart=always", "start-limit=3", "restart-delay=1ms"), sh("echo run; exit 9"))
+	s.ended(9)
+	if n := len(s.out.matching("^run$")); n != 6 {
+		t.Errorf("%d runs, want 3 of each of 2", n)
+	}
+	if len(s.err.matching("start-limit-hit in every slot")) != 1 {
+		t.Error("the reason is not told")
+	}
+}
+
+// All are told at once: none ends before the last one has been told.
+func TestStopTellsAllAtOnce(t *testing.T) {
+	t.Parallel()
+	f := newFifo(t)
+	s := start(t, quick(4), sh(`trap 'echo told; read x <`+f.path+`; exit 0' TERM; echo up $$; sleep 1000 & wait`))
+	pids := s.pids(4)
+	s.signal(unix.SIGTERM)
+	s.wait(s.out, "^told$", 4)
+	s.signal(unix.SIGTERM) // kubelets repeat it; servers would take it for impatience
+	s.wait(s.err, "stopping", 1)
+	f.release()
+	s.ended(0)
+	if n := len(s.out.matching("^told$")); n != 4 {
+		t.Errorf("told %d times", n)
+	}
+	s.gone(pids...)
+}
+
+// At the deadline the one that is deaf is killed, alone.
+func TestStopDeadlineKillsTheDeafOne(t *testing.T) {
+	t.Parallel()
+	s := start(t, quick(2, "stop-timeout=500ms"), sh(
+		`if [ $SKEP_SLOT = 0 ]; then trap '' TERM; else trap 'echo told; exit 0' TERM; fi; echo up $$; sleep 1000 & while :; do wait; done`))
+	pids := s.pids(2)
+	begun := time.Now()
+	s.signal(unix.SIGTERM)
+	s.ended(137)
+	if took := time.Since(begun); took < 500*time.Millisecond {
+		t.Errorf("it took %v", took)
+	}
+	if killed := s.err.matching("did not end in time"); len(killed) != 1 || !strings.Contains(killed[0], "slot=0") || len(s.out.matching("^told$")) != 1 {
+		t.Errorf("killed: %q", killed)
+	}
+	s.gone(pids...)
+}
+
+func TestSecondInterruptKills(t *testing.T) {
+	t.Parallel()
+	s := start(t, quick(2, "stop-timeout=1h"), sh(`trap '' TERM INT; echo up $$; sleep 1000 & while :; do wait; done`))
+	pids := s.pids(2)
+	s.signal(unix.SIGINT)
+	s.wait(s.err, "stopping on=INT", 1)
+	s.signal(unix.SIGINT)
+	s.ended(137)
+	s.gone(pids...)
+}
+
+// During the drain delay nobody is told.
+func TestDrainDelayServesOn(t *testing.T) {
+	t.Parallel()
+	s := start(t, quick(2, "drain-delay=400ms"), sh(`trap 'echo told; exit 0' TERM; echo up $$; sleep 1000 & wait`))
+	s.pids(2)
+	begun := time.Now()
+	s.signal(unix.SIGTERM)
+	s.wait(s.out, "^told$", 1)
+	if took := time.Since(begun); took < 400*time.Millisecond {
+		t.Errorf("told after %v", took)
+	}
+	s.ended(0)
+}
+
+// What workers leave behind, in sessions of its own and deaf to TERM, goes too.
+func TestLeftoversAreSwept(t *testing.T) {
+	t.Parallel()
+	testneed.Program(t, "setsid")
+	s := start(t, quick(2, "stop-timeout=1s"), sh(
+		`setsid sh -c 'trap "" TERM HUP; echo up $$; sleep 1000; sleep 1000' & setsid sh -c 'echo up $$; exec sleep 1000' & trap 'exit 0' TERM; echo up $$; while :; do wait; done`))
+	pids := s.pids(6)
+	s.signal(unix.SIGTERM)
+	s.ended(0)
+	s.gone(pids...)
+}
+
+// A signal to skep is one signal to the command.
+func TestSignalsAreForwardedOnce(t *testing.T) {
+	t.Parallel()
+	signals := []unix.Signal{unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH, unix.SIGALRM, unix.SIGTSTP, 36, 64}
+	script := ""
+	for _, sig := range signals {
+		script += fmt.Sprintf("trap 'echo got %d' %d; ", sig, sig)
+	}
+	s := start(t, []string{"workers=1"}, sh(script+`trap 'echo got 15; exit 0' TERM; echo up $$; sleep 1000 & while :; do wait; done`))
+	s.pids(1)
+	const rounds = 3
+	for round := range rounds {
+		for _, sig := range signals {
+			s.signal(sig)
+			s.wait(s.out, fmt.Sprintf("^got %d$", sig), round+1)
+		}
+	}
+	s.signal(unix.SIGTERM)
+	s.ended(0)
+	for _, sig := range signals {
+		if n := len(s.out.matching(fmt.Sprintf("^got %d$", sig))); n != rounds {
+			t.Errorf("signal %d came %d times, was sent %d times", sig, n, rounds)
+		}
+	}
+	if n := len(s.out.matching("^got")); n != rounds*len(signals)+1 {
+		t.Errorf("%d signals came", n)
+	}
+}
+
+// As a service: USR1 goes to every worker, job control to none, HUP is rewritten
+// away from a reload.
+func TestSignalsOfAService(t *testing.T) {
+	t.Parallel()
+	s := start(t, quick(2, "signal-map=USR2:USR1\nWINCH:0"), sh(`for s in USR1 USR2 WINCH TTIN TTOU TSTP HUP; do trap "echo got $s" $s; done; trap 'exit 0' TERM; echo up $$; sleep 1000 & while :; do wait; done`))
+	s.pids(2)
+	for _, sig := range []unix.Signal{unix.SIGTTIN, unix.SIGTTOU, unix.SIGTSTP, unix.SIGWINCH} {
+		s.signal(sig)
+	}
+	s.signal(unix.SIGUSR1)
+	s.wait(s.out, "^got USR1$", 2)
+	s.signal(unix.SIGUSR2)
+	s.wait(s.out, "^got USR1$", 4)
+	s.signal(unix.SIGTERM)
+	s.ended(0)
+	if n := len(s.out.matching("^got")); n != 4 {
+		t.Errorf("%d signals came", n)
+	}
+}
+
+// No process is started once a stop has begun (law 7): by skep's own account, in
+// which every start that left its mark is told.
+func TestNoStartAfterStop(t *testing.T) {
+	t.Parallel()
+	for i := range 8 {
+		s := start(t, quick(3, "restart=always", "start-limit=0", "restart-delay=1ms", "restart-max-delay=1ms"), sh("echo mark"))
+		s.wait(s.out, "mark", 5+3*i)
+		s.signal(unix.SIGTERM)
+		s.ended(0)
+		stopping := false
+		for _, line := range s.err.matching("") {
+			switch {
+			case strings.HasPrefix(line, "skep: stopping"):
+				stopping = true
+			case stopping && (strings.Contains(line, "worker started") || strings.Contains(line, "next=restarting")):
+				t.Errorf("after the stop: %s", line)
+			}
+		}
+		marks, told := len(s.out.matching("mark")), len(s.err.matching("worker started"))
+		if !stopping || marks > told {
+			t.Errorf("%d marks, %d starts told", marks, told)
+		}
+	}
+}
+
+// A signal at any moment of the start ends skep; it is never lost and nothing
+// hangs.
+func TestEarlySignals(t *testing.T) {
+	t.Parallel()
+	runs := 48
+	if testing.Short() {
+		runs = 12
+	}
+	const atOnce = 4
+	var group sync.WaitGroup
+	for k := range atOnce {
+		group.Go(func() {
+			for i := k; i < runs; i += atOnce {
+				cmd := exec.Command("/proc/self/exe", "role:skep", "sleep", "1000")
+				cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+				if i%2 == 1 {
+					cmd.Env = append(cmd.Env, "SKEP_WORKERS=2", "SKEP_SHARE=none")
+				}
+				if err := cmd.Start(); err != nil {
+					t.Error(err)
+					return
+				}
+				time.Sleep(time.Duration(i) * 20 * time.Millisecond / time.Duration(runs)) // what is tried, not what is waited for
+				_ = cmd.Process.Signal(unix.SIGTERM)
+				hang := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
+				_ = cmd.Wait()
+				hang.Stop()
+				status := cmd.ProcessState.Sys().(syscall.WaitStatus)
+				switch {
+				case status.Signaled() && status.Signal() == unix.SIGTERM: // before skep could catch it
+				case status.ExitStatus() == 143 && i%2 == 0, status.ExitStatus() == 0 && i%2 == 1:
+				case status.ExitStatus() == 143 && i%2 == 1: // a worker that was never ready ended
+				default:
+					t.Errorf("run %d: %v", i, cmd.ProcessState)
+				}
+			}
+		})
+	}
+	group.Wait()
+}
+
+// A fault in the loop is told with its stack, and everything ends (law 3).
+func TestFaultInTheLoop(t *testing.T) {
+	t.Parallel()
+	for i, deaf := range []bool{false, true, false} {
+		in, hold, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		trap := "trap 'echo told; exit 0' TERM"
+		if deaf {
+			trap = "trap '' TERM"
+		}
+		settings := quick(2, "stop-timeout=300ms")
+		if i == 2 {
+			settings = append(settings, "FAULT_ELSEWHERE=1")
+		}
+		s := start(t, settings, sh(trap+"; echo up $$; sleep 1000 & while :; do wait; done"),
+			role("role:faulty"), func(c *exec.Cmd) { c.Stdin = in })
+		in.Close()
+		pids := s.pids(2)
+		hold.Close()
+		s.ended(125)
+		if fault := s.err.matching("error: fault in skep.*made for the test"); len(fault) != 1 || !strings.Contains(fault[0], "goroutine") || !strings.Contains(fault[0], "run.go") {
+			t.Errorf("told %q", fault)
+		}
+		if n := len(s.out.matching("told")); (n == 2) == deaf {
+			t.Errorf("%d workers were told", n)
+		}
+		s.gone(pids...)
+	}
+}
+
+// A stderr that is full and that nobody reads, or that is gone, never stops skep
+// (law 4).
+func TestStderrFullOrGone(t *testing.T) {
+	t.Parallel()
+	crashes := quick(2, "restart=always", "start-limit=0", "restart-delay=1ms", "restart-max-delay=1ms", "log-level=debug")
+	full := func(c *exec.Cmd) {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, 4096); err != nil {
+			t.Fatal(err)
+		}
+		c.Stderr = w
+		t.Cleanup(func() { r.Close(); w.Close() })
+	}
+	broken := func(c *exec.Cmd) {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Close()
+		c.Stderr = w
+		t.Cleanup(func() { w.Close() })
+	}
+	closed := func(c *exec.Cmd) {
+		c.Args = append([]string{"sh", "-c", `exec "$0" "$@" 2>&-`, c.Path}, c.Args[1:]...)
+		c.Path = "/bin/sh"
+	}
+	for name, how := range map[string]option{"full": full, "broken": broken, "closed": closed} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := 50
+			if name == "full" {
+				n = 300 // 900 lines: more than the pipe and the queue hold
+			}
+			self, err := os.Executable()
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := start(t, crashes, sh("echo run; exit 3"), func(c *exec.Cmd) { c.Path = self }, how)
+			s.wait(s.out, "run", n)
+			if n := zombies(s.cmd.Process.Pid); n > 2 { // those of this moment
+				t.Errorf("%d are not reaped", n)
+			}
+			s.signal(unix.SIGTERM)
+			s.ended(0)
+		})
+	}
+}
+
+// zombies counts the children that have ended and not been reaped.
+func zombies(parent int) (n int) {
+	for _, pid := range reaper.Descendants(parent) {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if _, rest, _ := strings.Cut(string(stat), ") "); err == nil && strings.HasPrefix(rest, "Z") {
+			n++
+		}
+	}
+	return n
+}
+
+// When the kernel has no process left for skep, starts are tried again, a stop is
+// heard, and the runtime of skep itself does without new threads.
+func TestNoProcessesLeft(t *testing.T) {
+	t.Parallel()
+	testneed.Root(t)
+	for i, recovers := range []bool{true, false} {
+		uid := 61234 + i + 10*(os.Getpid()%500)
+		in, limit, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer limit.Close()
+		s := start(t, quick(2, "restart-max-delay=20ms", "log-level=debug"), sh("echo up $$; exec sleep 1000"),
+			role("role:as", strconv.Itoa(uid)), func(c *exec.Cmd) { c.Stdin = in })
+		in.Close()
+		pids := s.pids(2)
+		s.wait(s.err, "worker ready", 2)
+		fmt.Fprintln(limit, 1)
+		s.wait(s.err, "limit is 1", 1)
+		if err := unix.Kill(pids[0], unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		s.wait(s.err, "cannot start worker.*temporarily unavailable", 4)
+		if recovers {
+			fmt.Fprintln(limit, 1000)
+			pids = s.pids(3)
+		}
+		s.signal(unix.SIGTERM)
+		s.ended(0)
+		s.gone(pids...)
+	}
+}
+
+// A command that turns out to be a server is replicated, unless it is one that
+// wants to be alone; either way it is brought back when it crashes.
+func TestDiscovery(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	s := start(t, []string{"WEB_CONCURRENCY=2", "restart-delay=10ms"}, []string{self, "role:serve", address})
+	pids := s.pids(2)
+	askUntil(t, address, 2)
+	s.signal(unix.SIGTERM)
+	s.ended(0)
+	s.gone(pids...)
+
+	address = fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	s = start(t, []string{"restart-delay=10ms"}, []string{self, "role:serve", address})
+	pids = s.pids(1)
+	if why := s.wait(s.err, "running one process", 1); !strings.Contains(why[0], "loopback only") {
+		t.Errorf("why: %q", why)
+	}
+	if err := unix.Kill(pids[0], unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	pids = s.pids(2)
+	if got := askUntil(t, address, 1); got[0] != strconv.Itoa(pids[1]) {
+		t.Errorf("%q answers, want %d", got, pids[1])
+	}
+	s.signal(unix.SIGTERM)
+	s.ended(0)
+	s.gone(pids...)
+}
+
+// What a step hands over reaches the workers, and what belongs to skep's own
+// parent does not.
+func TestWorkersEnvironment(t *testing.T) {
+	t.Parallel()
+	settings := quick(2, `prestart=sh -c "echo FROM_STEP=a b >>$SKEP_ENV; echo SECOND=x >>$SKEP_ENV"`,
+		"LISTEN_FDS=3", "LISTEN_PID=1", "LISTEN_FDNAMES=a:b:c", "NOTIFY_SOCKET=/run/notify", "SKEP_ENV=/dev/null", "WEB_CONCURRENCY=7", "OWN=kept")
+	s := start(t, settings, sh(`env | sed "s/^/$SKEP_SLOT /"; echo up $$; exec sleep 1000`))
+	s.pids(2)
+	for slot := range 2 {
+		for _, want := range []string{"FROM_STEP=a b", "SECOND=x", "OWN=kept", "WEB_CONCURRENCY=1", "SKEP_WORKER_COUNT=2", fmt.Sprint("SKEP_SLOT=", slot)} {
+			if n := len(s.out.matching(fmt.Sprintf("^%d %s$", slot, want))); n != 1 {
+				t.Errorf("slot %d has %q %d times", slot, want, n)
+			}
+		}
+	}
+	if leaked := s.out.matching(`^\d (LISTEN_|NOTIFY_SOCKET|SKEP_ENV)`); len(leaked) > 0 {
+		t.Errorf("leaked: %q", leaked)
+	}
+	s.signal(unix.SIGTERM)
+	s.ended(0)
+
+	// A step that fails is the end, with its code, and nothing else runs.
+	s = start(t, []string{"workers=2", "prestart=sh -c \"exit 9\""}, sh("echo up $$"))
+	s.ended(9)
+	if s.out.String() != "" {
+		t.Error("a worker ran")
+	}
+}
+
+// freePort is a port that nobody listens on.
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// ask connects and returns the line it gets.
+func ask(network, address string) (string, error) {
+	conn, err := net.DialTimeout(network, address, patience)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	return strings.TrimSpace(line), err
+}
+
+// askUntil asks until n different answers have come.
+func askUntil(t *testing.T, address string, n int) []string {
+	t.Helper()
+	seen := make(map[string]bool)
+	for deadline := time.Now().Add(patience); len(seen) < n; {
+		line, err := ask("tcp", address)
+		if err == nil {
+			seen[line] = true
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("only %d answer: %v, %v", len(seen), seen, err)
+		}
+	}
+	var all []string
+	for line := range seen {
+		all = append(all, line)
+	}
+	slices.Sort(all)
+	return all
+}
+
+func TestPassedListeners(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, path := freePort(t), filepath.Join(t.TempDir(), "s")
+	s := start(t, []string{"workers=2", fmt.Sprintf("listen=web=127.0.0.1:%d\nadmin=unix://%s", port, path), "ready=alive:1ms"},
+		[]string{self, "role:passed", "{fd}", "{fd:admin}", "{slot}", "{other}"})
+	pids := s.pids(2)
+	want := []string{"web 3 slot 0 args 3 4 0 {other}", "web 3 slot 1 args 3 4 1 {other}"}
+	if got := askUntil(t, fmt.Sprintf("127.0.0.1:%d", port), 2); !slices.Equal(got, want) {
+		t.Errorf("answers %q", got)
+	}
+	if got, err := ask("unix", path); err != nil || !strings.HasPrefix(got, "admin 4 slot ") {
+		t.Errorf("unix: %q, %v", got, err)
+	}
+	s.signal(unix.SIGTERM)
+	s.ended(0)
+	s.gone(pids...)
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Errorf("the socket's file is left: %v", err)
+	}
+
+	// A port that is taken is known before anything runs.
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	s = start(t, []string{"workers=2", "listen=" + taken.Addr().String()}, sh("echo ran"))
+	if s.ended(125); s.out.String() != "" || len(s.err.matching(taken.Addr().String())) != 1 {
+		t.Errorf("%v %v", s.out, s.err)
+	}
+}
+
+// Unchanged servers that bind the same port share it, however it is balanced.
+func TestBoundPortIsShared(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, balance := range []string{"steer", "hash", "single"} {
+		t.Run(balance, func(t *testing.T) {
+			t.Parallel()
+			address := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+			s := start(t, []string{"workers=2", "balance=" + balance, "restart-delay=10ms", "log-level=debug"}, []string{self, "role:serve", address})
+			pids := s.pids(2)
+			s.wait(s.err, "worker ready", 2)
+			got := askUntil(t, address, 2)
+			for _, pid := range pids {
+				if !slices.Contains(got, strconv.Itoa(pid)) {
+					t.Errorf("%d does not answer: %q", pid, got)
+				}
+			}
+			// What waits in the queue of one that dies is served by its successor.
+			if err := unix.Kill(pids[0], unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			for range 20 {
+				if _, err := ask("tcp", address); err != nil && balance != "single" {
+					// Only what the dead one had accepted may be lost.
+					if !strings.Contains(err.Error(), "reset") && err != io.EOF {
+						t.Errorf("not answered: %v", err)
+					}
+				}
+			}
+			s.pids(3)
+			s.signal(unix.SIGTERM)
+			s.ended(0)
+		})
+	}
+}
+
+// Where the kernel refuses the filter, one worker serves, and one line says so.
+func TestFallsBackToOneWorker(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, how := range map[string]option{
+		"EPERM":  role("role:refuse", strconv.Itoa(int(unix.EPERM))),
+		"ENOSYS": role("role:refuse", strconv.Itoa(int(unix.ENOSYS))),
+		"EBUSY":  role("role:listened"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			address := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+			s := start(t, []string{"workers=2"}, []string{self, "role:serve", address}, how)
+			s.wait(s.err, "warning: the port cannot be shared, going on with one worker", 1)
+			one := askUntil(t, address, 1)
+			for range 20 {
+				if got, err := ask("tcp", address); err != nil || got != one[0] {
+					t.Errorf("answer %q, %v; want %q", got, err, one[0])
+				}
+			}
+			s.signal(unix.SIGTERM)
+			s.ended(0)
+			if n := len(s.err.matching("cannot be shared, going on")); n != 1 {
+				t.Errorf("told %d times", n)
+			}
+		})
+	}
+}
+
+// A reload to a version that does not start leaves the old one as it is.
+func TestReload(t *testing.T) {
+	t.Parallel()
+	bad := filepath.Join(t.TempDir(), "bad")
+	s := start(t, quick(2, "ready=alive:50ms"), sh("test -e "+bad+" && exit 1; echo up $$; exec sleep 1000"))
+	old := s.pids(2)
+	s.wait(s.err, "worker ready", 2)
+	if err := os.WriteFile(bad, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s.signal(unix.SIGHUP)
+	s.wait(s.err, "error: reload aborted", 1)
+	for _, pid := range old {
+		if unix.Kill(pid, 0) != nil {
+			t.Error("an old worker is gone")
+		}
+	}
+	if err := os.Remove(bad); err != nil {
+		t.Fatal(err)
+	}
+	s.signal(unix.SIGHUP)
+	pids := s.pids(4)
+	s.wait(s.err, "worker ended.*cause=reload", 2)
+	s.gone(old...)
+	for _, pid := range pids[2:] {
+		if unix.Kill(pid, 0) != nil {
+			t.Error("a new worker is gone")
+		}
+	}
+	s.signal(unix.SIGTERM)
+	s.ended(0)
+}
+
+// -w auto starts what fits when it knows what one needs, and one to learn from
+// when it does not.
+func TestAutoByMemory(t *testing.T) {
+	t.Parallel()
+	auto := []string{"workers=auto", "workers-per-cpu=8", "max-workers=3", "share=none", "ready=alive:1ms", "log-level=debug"}
+	s := start(t, append(auto, "worker-memory=1Mi"), sh("echo up $$; exec sleep 1000"))
+	s.pids(3)
+	if len(s.err.matching("learn")) > 0 {
+		t.Error("there is nothing to learn")
+	}
+	s.signal(unix.SIGTERM)
+	s.ended(0)
+
+	s = start(t, auto, sh("echo up $$; exec sleep 1000"))
+	s.wait(s.err, "learning what one worker needs", 1)
+	s.wait(s.err, "number of workers changes from=1 to=3", 1)
+	before, _, _ := strings.Cut(s.err.String(), "number of workers changes")
+	if n := strings.Count(before, "worker started"); n != 1 {
+		t.Errorf("%d started before it was learned", n)
+	}
+	s.pids(3)
+	s.signal(unix.SIGTERM)
+	s.ended(0)
+}
