@@ -274,11 +274,11 @@ func Settings() []Setting {
 			set: func(d *draft, s string) error {
 				d.Policy.StopOn = nil
 				for _, name := range strings.Split(s, ",") {
-					n, err := signalNumber(strings.TrimSpace(name))
-					if err != nil {
+					if _, err := signalNumber(strings.TrimSpace(name)); err != nil {
 						return errors.New("want signals such as TERM,INT,QUIT")
 					}
-					if n, err = heardSignal(strings.TrimSpace(name)); err != nil {
+					n, err := heardSignal(strings.TrimSpace(name))
+					if err != nil {
 						return err
 					}
 					d.Policy.StopOn = append(d.Policy.StopOn, n)
@@ -373,11 +373,11 @@ func setReady(d *draft, s string) error {
 func setSignalMap(d *draft, s string) error {
 	bad := errors.New("want A:B, two signals such as TERM:QUIT, or A:0")
 	from, to, found := strings.Cut(s, ":")
-	a, err := signalNumber(from)
-	if !found || err != nil {
+	if _, err := signalNumber(from); !found || err != nil {
 		return bad
 	}
-	if a, err = heardSignal(from); err != nil {
+	a, err := heardSignal(from)
+	if err != nil {
 		return err
 	}
 	b := 0

@@ -88,15 +88,18 @@ func (s *sizer) watch(ctx context.Context) {
 	if s.l.o.Boring || s.l.o.Prestart.Only {
 		return
 	}
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err != nil {
-		return // the poll remains
-	}
 	files := cgroup.LimitFiles(s.root, s.paths)
 	if s.paths.Memory.Version == 2 {
 		if _, events, ok := cgroup.Events(s.root, s.paths); ok {
 			files = append(files, events)
 		}
+	}
+	if len(files) == 0 {
+		return // nothing there could change
+	}
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return // the poll remains
 	}
 	for _, name := range files {
 		_, _ = unix.InotifyAddWatch(fd, name, unix.IN_MODIFY)
@@ -114,9 +117,12 @@ func (s *sizer) watch(ctx context.Context) {
 	})
 }
 
-// follows tells whether there are workers to size and to guard.
+// follows tells whether there are workers to size or to guard. Where no memory is
+// counted, a number given by hand leaves nothing to do.
 func (s *sizer) follows() bool {
-	return s.l.sup.Serving() && s.l.sup.Phase() == supervise.Running
+	o := &s.l.o
+	return s.l.sup.Serving() && s.l.sup.Phase() == supervise.Running &&
+		(s.fixed == 0 || s.paths.Memory.Version != 0 || o.MaxWorkerMemory > 0 || o.MaxWorkerAge > 0)
 }
 
 // deadline is when tick has something to do.
@@ -320,10 +326,11 @@ func (s *sizer) grows() bool {
 // grow adds one worker if there is room for it. What workers that have not settled
 // may still take is taken as used.
 func (s *sizer) grow(m look) {
-	if s.replan != "" || !m.known || !s.grows() {
+	if s.replan != "" || !s.grows() {
 		return
 	}
-	if !s.room() {
+	// Where the usage cannot be read the plan is all there is to go by.
+	if m.known && !s.room() {
 		s.full = true
 		if s.fullAt == s.l.sup.Wanted() {
 			return // said already

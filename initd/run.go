@@ -167,7 +167,11 @@ func prepare(o Options, signals *Signals) (*loop, error) {
 	}
 	_ = unix.Chdir("/")
 	l.log = logger.New(2, o.LogLevel, o.LogFormat, time.Now)
-	haveThreads(spareThreads)
+	if o.Boring {
+		haveThreads(1) // only the loop makes system calls
+	} else {
+		haveThreads(spareThreads)
+	}
 	return l, nil
 }
 
@@ -383,7 +387,11 @@ func (l *loop) apply(e supervise.Effect) (answer supervise.Event) {
 	case supervise.Retire:
 		l.retire(e.Seat)
 	case supervise.Sweep:
-		l.table.Sweep(l.self, e.Signal)
+		if l.self == 1 || !l.childless {
+			// Every descendant of a subreaper has an ancestor among its children, so
+			// without children there is nothing to look for in all of /proc.
+			l.table.Sweep(l.self, e.Signal)
+		}
 	case supervise.Note:
 		l.note(e)
 	case supervise.Quit:

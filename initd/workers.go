@@ -95,7 +95,10 @@ func (l *loop) cannotExecute(err *reaper.StartError) (code int) {
 func (l *loop) spawn(c reaper.Command, spec launch.Spec) (pid int, err error) {
 	if needed(spec) {
 		// The stub does the rest in the new process, where PATH counts again.
-		c.Argv = append([]string{c.Path}, c.Argv[1:]...)
+		spec.Named = c.Argv[0] != c.Path
+		if spec.Named { // its name is the caller's affair, and skep-wait is known by it
+			c.Argv = append([]string{c.Path}, c.Argv...)
+		}
 		c.Path, c.Argv = launch.Command(l.exe, spec, c.Argv)
 		defer blockSignals()()
 	}

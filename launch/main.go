@@ -54,6 +54,9 @@ func Main(args []string) int {
 		complain(err.Error())
 		return ExitCode(err)
 	}
+	if spec.Named {
+		argv = argv[1:]
+	}
 	if spec.ListenPID {
 		env = setenv(env, "LISTEN_PID", strconv.Itoa(os.Getpid()))
 	}
@@ -75,6 +78,9 @@ func parse(args []string) (Spec, []string, error) {
 		return Spec{}, nil, errSpec
 	}
 	spec, err := decode(args[1])
+	if err == nil && spec.Named && len(args) < 5 {
+		err = errSpec
+	}
 	return spec, args[3:], err
 }
 

@@ -24,6 +24,8 @@ type Spec struct {
 	OOMScoreAdj *int
 	// KSM asks for same-page merging (PR_SET_MEMORY_MERGE, Linux 6.4); it survives execve. A refusal is reported and does not stop the start.
 	KSM bool
+	// Named says that the program is to be called by a name of its own: the first argument is only what is executed, and argv[0] follows it.
+	Named bool
 }
 
 // User is a user id, a group id and the supplementary groups, all of them set exactly as given. When the process has that user and group already, none
@@ -57,6 +59,9 @@ func (s Spec) encode() string {
 	}
 	if s.KSM {
 		fields = append(fields, "ksm=1")
+	}
+	if s.Named {
+		fields = append(fields, "named=1")
 	}
 	return strings.Join(fields, ",")
 }
@@ -116,6 +121,8 @@ func (s *Spec) set(key, value string) (err error) {
 		s.OOMScoreAdj = &n
 	case "ksm":
 		s.KSM = true
+	case "named":
+		s.Named = true
 	default:
 		err = errSpec
 	}

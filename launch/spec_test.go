@@ -14,6 +14,7 @@ func TestSpecSurvivesTheCommandLine(t *testing.T) {
 		{Filter: true, NotifyFD: 3},
 		{ListenPID: true, KSM: true},
 		{User: &User{UID: 1000, GID: 1001}},
+		{Named: true},
 		{User: &User{UID: 0, GID: 4294967294, Groups: []uint32{0, 4, 4294967294}}},
 		{Filter: true, NotifyFD: 117, ListenPID: true, User: &User{UID: 1, GID: 2, Groups: []uint32{3}}, OOMScoreAdj: &adj, KSM: true},
 	} {
@@ -47,6 +48,7 @@ func TestBrokenSpecsAreRefused(t *testing.T) {
 		{Name, "v=1,uid=4294967296", "--", "prog"},
 		{Name, "v=1,groups=1::2", "--", "prog"},
 		{Name, "v=1,oom=x", "--", "prog"},
+		{Name, "v=1,named=1", "--", "prog"},
 		{Name, "v=1,new=1", "--", "prog"},
 		{Name, "v=1,", "--", "prog"},
 	} {

@@ -15,6 +15,7 @@ needs=(
 	dumb-init=dumb-init
 	ip=iproute2
 	make=make
+	podman=podman
 	ps=procps
 	strace=strace
 	tini=tini
@@ -28,6 +29,8 @@ for need in "${needs[@]}"; do
 		missing+=("${need#*=}")
 	fi
 done
+# A module is no program. The tests ask Debian's own Python.
+/usr/bin/python3 -c 'import yaml' 2>/dev/null || missing+=(python3-yaml)
 if [[ ${#missing[@]} -eq 0 ]]; then
 	echo "deps: all there"
 	exit 0

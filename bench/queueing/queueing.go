@@ -1,7 +1,11 @@
 // Package queueing computes what an ideal server would do with the arrivals of
 // a run: k workers, one queue, first come first served, no time lost between
-// them. It is the row that no real server can beat by more than noise, and the
-// one the others are measured against.
+// them. It is the row that the others are measured against.
+//
+// It is the least for the mean wait of all jobs, not for every part of them: a
+// server that lets one blocking job wait behind another, on the same worker,
+// keeps the other workers free, and can serve the quick jobs a little better
+// than first come first served does.
 package queueing
 
 import (

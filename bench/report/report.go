@@ -309,7 +309,7 @@ type Loss struct {
 	Within                     bool // the quartile ranges overlap
 }
 
-// Losses returns, for the metric that a row is about, the cases where a peer
+// Losses returns, for the metrics that a row is judged by, the cases where a peer
 // that could be used in skep's place is ahead, or where skep has no figure.
 func (r *Results) Losses() []Loss {
 	var out []Loss
@@ -318,45 +318,55 @@ func (r *Results) Losses() []Loss {
 		if row == nil {
 			continue
 		}
-		m := metric(def, def.Ratio)
 		for i := range row.Cases {
 			c := &row.Cases[i]
-			// Of several ways to run skep, the row's own choice counts: the
-			// first one of its table.
-			var own *Subject
-			for _, name := range def.Subjects {
-				if strings.HasPrefix(name, "skep") {
-					own = c.subject(name)
-					break
+			for _, name := range append([]string{def.Ratio}, def.Judged...) {
+				if l, ok := lossOf(def, c, metric(def, name)); ok {
+					out = append(out, l)
 				}
 			}
-			if own == nil {
-				continue
-			}
-			mine := stats.Summarise(own.values(m.Name))
-			loss := Loss{Row: def.Name, Case: c.Name, Metric: m.Name, Skep: mine.Median}
-			better := func(a, b float64) bool { return a < b || math.IsNaN(b) && !math.IsNaN(a) }
-			if m.Most {
-				better = func(a, b float64) bool { return a > b || math.IsNaN(b) && !math.IsNaN(a) }
-			}
-			best := mine
-			for j := range c.Subjects {
-				s := &c.Subjects[j]
-				if strings.HasPrefix(s.Name, "skep") || slices.Contains(def.Reference, s.Name) {
-					continue
-				}
-				if sum := stats.Summarise(s.values(m.Name)); better(sum.Median, best.Median) {
-					best, loss.Subject, loss.Best = sum, s.Name, sum.Median
-				}
-			}
-			if loss.Subject == "" {
-				continue
-			}
-			loss.Within = best.Top >= mine.Low && best.Low <= mine.Top
-			out = append(out, loss)
 		}
 	}
 	return out
+}
+
+// lossOf compares one metric of one case.
+func lossOf(def *rows.Row, c *Case, m rows.Metric) (Loss, bool) {
+	// Of several ways to run skep, the row's own choice counts: the first one
+	// of its table that was measured in this case.
+	var own *Subject
+	for _, name := range def.Subjects {
+		if s := c.subject(name); strings.HasPrefix(name, "skep") && s != nil {
+			own = s
+			if len(s.values(m.Name)) > 0 {
+				break
+			}
+		}
+	}
+	if own == nil {
+		return Loss{}, false
+	}
+	mine := stats.Summarise(own.values(m.Name))
+	loss := Loss{Row: def.Name, Case: c.Name, Metric: m.Name, Skep: mine.Median}
+	better := func(a, b float64) bool { return a < b || math.IsNaN(b) && !math.IsNaN(a) }
+	if m.Most {
+		better = func(a, b float64) bool { return a > b || math.IsNaN(b) && !math.IsNaN(a) }
+	}
+	best := mine
+	for i := range c.Subjects {
+		s := &c.Subjects[i]
+		if strings.HasPrefix(s.Name, "skep") || slices.Contains(def.Reference, s.Name) {
+			continue
+		}
+		if sum := stats.Summarise(s.values(m.Name)); better(sum.Median, best.Median) {
+			best, loss.Subject, loss.Best = sum, s.Name, sum.Median
+		}
+	}
+	if loss.Subject == "" {
+		return Loss{}, false
+	}
+	loss.Within = best.Top >= mine.Low && best.Low <= mine.Top
+	return loss, true
 }
 
 // Markdown returns the page.

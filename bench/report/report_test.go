@@ -103,6 +103,13 @@ func TestLossesLeaveOutReferences(t *testing.T) {
 	if len(losses) != 1 || losses[0].Subject != "gunicorn + uvicorn" || losses[0].Row != "tail" || losses[0].Within {
 		t.Errorf("%+v", losses)
 	}
+	// skep never replaced the worker, a peer did: that is a loss as well.
+	h := sample()
+	h.Rows[1].Cases[0].Subjects[0].Runs[0].Values["replaced"] = math.Inf(1)
+	h.Rows[1].Cases[0].Subjects[1].Runs[0].Values["replaced"] = 4
+	if losses := h.Losses(); len(losses) != 2 || losses[1].Metric != "replaced" || losses[1].Best != 4 {
+		t.Errorf("%+v", losses)
+	}
 	// Nobody can use the ideal: being behind it alone is not a loss.
 	r := sample()
 	c := &r.Rows[0].Cases[0]

@@ -21,12 +21,14 @@ millisecond or two while there is traffic, so its cost grows with the workers an
 queue is one system call, and the kernel does the choosing. With --balance hash there is nothing to do. The
 masters of gunicorn and uvicorn do nothing per connection either, and node's primary handles every one. Where the
 reached rate is below the wanted one, the machine is full: the share of a core is then what is left to PID 1, and
-what failed are arrivals that found 8192 requests on their way already.`,
+what failed are arrivals that found 256 requests on their way already: a limit that keeps the row about PID 1 and not
+about servers that drown.`,
 		Cases:    []string{"4 workers, no traffic", "4 workers, 1000/s", "4 workers, 10000/s", "32 workers, 1000/s", "32 workers, 10000/s"},
 		Quick:    []string{"4 workers, 1000/s"},
 		Subjects: []string{"skep", "skep hash", "gunicorn + uvicorn", "node cluster"},
 		Base:     "skep hash",
 		Ratio:    "cpu",
+		Judged:   []string{"wakeups"},
 		Metrics: []Metric{
 			{Name: "cpu", Title: "CPU of PID 1, % of a core", Digits: 2},
 			{Name: "wakeups", Title: "wake-ups a second", Digits: 0},
@@ -80,7 +82,7 @@ func cost(ctx context.Context, e *Env, j Job) (Sample, error) {
 	} else {
 		seed := e.seed(j)
 		plan := load.Mix(seed, load.Poisson(seed, rate, window), "/", "", 0)
-		records, err = drive(ctx, v, load.Options{Sources: 250, Timeout: 5 * time.Second}, plan)
+		records, err = drive(ctx, v, load.Options{Sources: 250, Timeout: 5 * time.Second, MaxInFlight: 256}, plan)
 	}
 	if err != nil {
 		return Sample{}, err

@@ -25,6 +25,7 @@ second after the block on, when a steering program must have seen it.`,
 		Subjects: []string{"skep", "skep hash", "uvicorn --workers", "gunicorn + uvicorn", "gunicorn sync", "node cluster", "supervisord"},
 		Base:     "skep",
 		Ratio:    "slow",
+		Judged:   []string{"replaced", "failed"},
 		Metrics: []Metric{
 			{Name: "replaced", Title: "replaced after, s", Digits: 1, Never: "not while it was watched"},
 			{Name: "slow", Title: "later requests over 20 ms"},

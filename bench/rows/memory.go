@@ -28,6 +28,7 @@ memory that stays free. Killed in a Kubernetes of today, all processes of the co
 		Subjects: []string{"skep", "gunicorn + uvicorn", "uvicorn --workers"},
 		Base:     "skep",
 		Ratio:    "kills",
+		Judged:   []string{"failed"},
 		Metrics: []Metric{
 			{Name: "kills", Title: "OOM kills"},
 			{Name: "failed", Title: "failed"},

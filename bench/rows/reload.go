@@ -33,6 +33,7 @@ what works. The others have no reload by signal: HUP ends them.`,
 		Subjects: []string{"skep", "skep hash", "gunicorn + uvicorn", "gunicorn sync", "uvicorn --workers", "node cluster"},
 		Base:     "skep",
 		Ratio:    "worst",
+		Judged:   []string{"failed", "done"},
 		Metrics: []Metric{
 			{Name: "failed", Title: "failed"},
 			{Name: "worst", Title: "worst, ms", Digits: 0},

@@ -50,7 +50,10 @@ type Row struct {
 	Base      string // subject that ratios are taken to
 	Ratio     string // metric that the ratio is shown for
 	Metrics   []Metric
-	Goals     []Goal
+	// Judged has further metrics by which skep can be behind; that of the ratio
+	// always is one.
+	Judged []string
+	Goals  []Goal
 	// Quick has the cases of the quick form; the first one if empty.
 	Quick []string
 	// Runs is the most runs that make sense, for rows that count what hardly

@@ -150,6 +150,11 @@ func TestRowsAreConsistent(t *testing.T) {
 				t.Errorf("%s: goal %+v is about nothing in the row", r.Name, g)
 			}
 		}
+		for _, name := range r.Judged {
+			if !metric(name) {
+				t.Errorf("%s: judged by %q, which it does not measure", r.Name, name)
+			}
+		}
 		for _, c := range r.Quick {
 			if !slices.Contains(r.Cases, c) {
 				t.Errorf("%s: quick case %q", r.Name, c)

@@ -199,6 +199,15 @@ func Volume(t testing.TB) (name string) {
 	return name
 }
 
+// Save writes an image under a name into an archive that other engines can
+// load. The engine has that name only meanwhile.
+func Save(t testing.TB, image, name, archive string) {
+	t.Helper()
+	must(t, "tag", image, name)
+	defer must(t, "rmi", "--no-prune", name)
+	must(t, "save", "--output", archive, name)
+}
+
 // Options say what to run.
 type Options struct {
 	Image   string
@@ -378,17 +387,17 @@ func (c *Container) Stop() (took time.Duration, code int) {
 	return r.Took, c.State().ExitCode
 }
 
+// Restart stops the container and starts it again, as after a crash of its own.
+func (c *Container) Restart() {
+	c.t.Helper()
+	must(c.t, "restart", c.ID)
+}
+
 // Update changes limits while the container runs, as "docker update" with these
 // flags does.
 func (c *Container) Update(flags ...string) {
 	c.t.Helper()
 	must(c.t, append(append([]string{"update"}, flags...), c.ID)...)
-}
-
-// Restart stops the container and starts it again, as after a crash of its own.
-func (c *Container) Restart() {
-	c.t.Helper()
-	must(c.t, "restart", c.ID)
 }
 
 // Kill sends a signal, by name or number, to the container's first process.

@@ -36,7 +36,7 @@ const middle = 1
 // people who build it.
 var outside = []string{
 	"bench", "conformance", "e2e", "examples", "scripts", "testdata",
-	"internal/dockertest", "internal/house", "internal/nstest", "internal/testneed",
+	"internal/dockertest", "internal/house", "internal/nstest", "internal/testneed", "internal/vmtest",
 }
 
 // pure packages decide and do nothing: given the same they answer the same.

@@ -105,6 +105,11 @@ func memory(opts Options) (*File, error) {
 		return nil, os.NewSyscallError("memfd_create", err)
 	}
 	f := &File{mem: os.NewFile(uintptr(fd), "skep-env")}
+	// As in a folder. Where that is refused the file stays open to all who reach
+	// it, which is only this user through /proc, and who inherits it.
+	if !opts.Switch || f.mem.Chown(opts.UID, opts.GID) == nil {
+		_ = f.mem.Chmod(0o600)
+	}
 	// /proc may be missing, or that of another PID namespace.
 	self, err := os.Readlink("/proc/self")
 	if err == nil && self == strconv.Itoa(os.Getpid()) && !opts.Switch {
