@@ -117,9 +117,12 @@ func (s *sizer) watch(ctx context.Context) {
 	})
 }
 
-// follows tells whether there are workers to size and to guard.
+// follows tells whether there are workers to size or to guard. Where no memory is
+// counted, a number given by hand leaves nothing to do.
 func (s *sizer) follows() bool {
-	return s.l.sup.Serving() && s.l.sup.Phase() == supervise.Running
+	o := &s.l.o
+	return s.l.sup.Serving() && s.l.sup.Phase() == supervise.Running &&
+		(s.fixed == 0 || s.paths.Memory.Version != 0 || o.MaxWorkerMemory > 0 || o.MaxWorkerAge > 0)
 }
 
 // deadline is when tick has something to do.
