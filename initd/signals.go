@@ -13,17 +13,14 @@ import (
 type Signals struct {
 	child chan os.Signal // SIGCHLD; one is enough, exits are taken until there are none
 	other chan os.Signal // everything else that Go can see
-	rest  func()         // nil where a test sends the signals
 }
 
-// CatchSignals takes the signals by which a stop is asked for, and SIGCHLD. It
-// has to be the first thing that a process which may become PID 1 does: until then
-// a TERM kills a Go program, or is lost when it is PID 1 (signal(7)). Nothing is
-// ever ignored, because children would inherit that (law 5).
-//
-// All other signals are taken by CatchRest as soon as something runs that they
-// could be for: taking one costs two changes of thread in the Go runtime, and
-// sixty of them more than all the rest of a start.
+// CatchSignals takes every signal that can be caught. It has to be the first
+// thing that a process which may become PID 1 does: until then a TERM kills a
+// Go program, or is lost when it is PID 1 (signal(7)). Nothing is ever ignored,
+// because children would inherit that (law 5). It takes half a millisecond, two
+// changes of thread for each signal; taking the rare ones after the first start
+// lost those that were sent as soon as the command said that it was there.
 //
 // Four gaps are Go's: 32 to 34, of which the C library's threads use some, and
 // PROF, the profiler's (runtime/sigtab_linux_generic.go). They are neither seen
@@ -31,30 +28,19 @@ type Signals struct {
 func CatchSignals() *Signals {
 	s := &Signals{child: make(chan os.Signal, 1), other: make(chan os.Signal, 4096)}
 	signal.Notify(s.child, unix.SIGCHLD)
-	signal.Notify(s.other, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT)
-	for n := 32; n <= 34; n++ {
-		// posix_spawn(3) of glibc leaves 32 and 33 ignored, and children would inherit
-		// it.
-		sys.StopIgnoring(n)
-	}
-	s.rest = func() {
-		var rest []os.Signal
-		for n := 1; n <= sys.SigMax; n++ {
-			if Catches(n) {
-				rest = append(rest, unix.Signal(n))
-			}
+	var rest []os.Signal
+	for n := 1; n <= sys.SigMax; n++ {
+		switch {
+		case Catches(n):
+			rest = append(rest, unix.Signal(n))
+		case n >= 32 && n <= 34:
+			// posix_spawn(3) of glibc leaves 32 and 33 ignored, and children would
+			// inherit it.
+			sys.StopIgnoring(n)
 		}
-		signal.Notify(s.other, rest...)
 	}
+	signal.Notify(s.other, rest...)
 	return s
-}
-
-// CatchRest takes every other signal that can be caught. It may be called from
-// any goroutine.
-func (s *Signals) CatchRest() {
-	if s.rest != nil {
-		s.rest()
-	}
 }
 
 // Catches tells whether skep is told of a signal that it is sent, and so can act
