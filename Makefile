@@ -56,6 +56,7 @@ run: build ## Serve the example on port 8000 with one worker per CPU
 test: build ## Run every test this machine can run; what it cannot is named with the reason
 	@go vet ./...
 	@if docker version >/dev/null 2>&1; then scripts/images.sh || echo "images: not made: the tests that need them say so"; fi
+	@scripts/vm.sh || echo "vm: no kernel: the tests that need it say so"
 	@go run ./scripts/testsummary \
 		go test -json -timeout 10m $$(go list ./... | grep -Ev '$(ALONE)') \
 		-- go test -json -count=1 -p 1 -timeout 15m $$(go list ./... | grep -E '$(ALONE)')
@@ -63,6 +64,7 @@ test: build ## Run every test this machine can run; what it cannot is named with
 .PHONY: e2e
 e2e: build ## Run the stories of whole containers and whole commands (RUN=name for one)
 	@if docker version >/dev/null 2>&1; then scripts/images.sh; fi
+	@scripts/vm.sh
 	@go run ./scripts/testsummary go test -json -count=1 -p 1 -timeout 10m -run '$(RUN)' ./e2e/...
 
 .PHONY: race

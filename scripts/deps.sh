@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs what the tests need beside Go: real inits to compare with, a load
-# generator, tracers, the Docker engine and the means to make its base images.
+# generator, tracers, an emulator, the Docker engine and the means to make its base images.
 # Quick and silent about what is already there.
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
@@ -17,6 +17,7 @@ needs=(
 	make=make
 	podman=podman
 	ps=procps
+	qemu-system-x86_64=qemu-system-x86
 	strace=strace
 	tini=tini
 	unshare=util-linux

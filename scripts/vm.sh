@@ -20,7 +20,12 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/skep-vm.XXXXXX")
 trap 'rm -rf --one-file-system "$work"' EXIT
 cd "$work"
 # linux-image-cloud-amd64 is empty and depends on the newest one.
-package=$(apt-cache depends linux-image-cloud-amd64 | awk '$1 == "Depends:" { print $2; exit }')
+newest() { apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '$1 == "Depends:" { print $2; exit }'; }
+package=$(newest)
+if [[ -z $package && $(id -u) -eq 0 ]]; then # a fresh machine has no lists yet
+	apt-get update -qq || true
+	package=$(newest)
+fi
 if [[ -z $package ]]; then
 	echo "vm: cannot find linux-image-cloud-amd64: is main of Debian in the apt sources, and apt-get update done?" >&2
 	exit 1

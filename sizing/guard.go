@@ -12,6 +12,7 @@ const (
 	guardSoonest = 100 * time.Millisecond // between two samples, near the limit
 	guardLatest  = 30 * time.Second       // between two samples, far from it
 	guardAgain   = 10 * time.Minute       // a worker recycled twice in this time was recycled in vain
+	guardVain    = 30 * time.Second       // over again this soon, a worker needs what it takes and does not leak
 	guardBack    = 10 * time.Minute       // this long without trouble one worker is added again
 	guardOneKill = 2 * time.Second        // kills this close together are one shortage
 	guardAnswer  = 5 * time.Second        // sizes of workers asked for and not given by then are asked for again
@@ -38,6 +39,7 @@ type Guard struct {
 	seen    time.Time // when last was taken
 	killed  time.Time
 	recycle map[int]time.Time // slot to the last time it was recycled for its memory
+	patient time.Time         // until then nothing is recycled: it would be in vain
 }
 
 // NewGuard makes a guard that never asks for fewer than least workers: the number itself if it was given by hand, else
@@ -134,7 +136,7 @@ func (g *Guard) Usage(now time.Time, u Usage) []Action {
 				out = append(out, Grow{n, "ten minutes without a shortage of memory"})
 			}
 		}
-	case twice && !u.Busy && (g.asked.IsZero() || now.Sub(g.asked) >= guardAnswer):
+	case twice && !u.Busy && !now.Before(g.patient) && (g.asked.IsZero() || now.Sub(g.asked) >= guardAnswer):
 		g.asked = now
 		out = append(out, Measure{})
 	}
@@ -172,15 +174,21 @@ func (g *Guard) Workers(now time.Time, ws []Worker) []Action {
 	}
 	at, before := g.recycle[big.Slot]
 	again := before && now.Sub(at) < guardAgain
-	g.recycle[big.Slot] = now
 	if !again {
+		g.recycle[big.Slot] = now
 		return []Action{r}
 	}
 	r.Why += ", again within ten minutes"
 	allowed := g.Allowed(u.Planned)
 	if !g.take(u.Planned) {
+		if now.Sub(at) < guardVain {
+			g.patient = at.Add(guardVain) // one that simply needs so much would be restarted for ever
+			return nil
+		}
+		g.recycle[big.Slot] = now
 		return []Action{r}
 	}
+	g.recycle[big.Slot] = now
 	s := Shrink{g.Allowed(u.Planned), "recycling slot " + strconv.Itoa(big.Slot) + " twice within ten minutes did not help"}
 	if big.Slot >= allowed-1 {
 		return []Action{s} // the one that goes is the one that is too large

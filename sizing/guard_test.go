@@ -302,3 +302,35 @@ func TestGuardStaysWithinItsBounds(t *testing.T) {
 		}
 	})
 }
+
+// The number cannot be lowered, and the worker is over the threshold as soon as it is there: restarting it again and again
+// would end no shortage. One that takes longer leaks, and is recycled each time.
+func TestGuardDoesNotRecycleInVain(t *testing.T) {
+	g := NewGuard(1)
+	u := near(950 * mib)
+	u.Planned, u.Running, u.Worker = 1, 1, 900*mib
+	recycled := 0
+	over := func(from, to time.Duration) {
+		for d := from; d < to; d += time.Second {
+			for _, a := range g.Usage(at(d), u) {
+				if _, ok := a.(Measure); !ok {
+					t.Errorf("%#v after %v", a, d)
+				}
+				for _, a := range g.Workers(at(d), []Worker{{Slot: 0, Bytes: 900 * mib}}) {
+					if _, ok := a.(Recycle); !ok {
+						t.Errorf("%#v after %v", a, d)
+					}
+					recycled++
+				}
+			}
+		}
+	}
+	over(0, 29*time.Second)
+	if recycled != 1 {
+		t.Errorf("recycled %d times within half a minute, want 1", recycled)
+	}
+	over(40*time.Second, 45*time.Second)
+	if recycled != 2 {
+		t.Errorf("recycled %d times, want a second time later on", recycled)
+	}
+}

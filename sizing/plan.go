@@ -107,7 +107,10 @@ func Plan(l Limits, p Policy, learned uint64) Decision {
 // of them at once must still fit into the limit: with a target of 0.8 or less that quarter is the part of the limit that is
 // not planned for, over it the rest is added here.
 func Need(learned uint64, target Milli) uint64 {
-	return mulDiv(learned, max(1000, uint64(max(target, 0))*5/4), 1000)
+	if target <= 800 || learned == 0 {
+		return learned
+	}
+	return addSat(mulDiv(learned, uint64(target)*5, 4000), 1) // never less for being rounded
 }
 
 // memory is the bound that counts: the limit, or the machine's memory where that is less or where no limit is set. With
