@@ -133,7 +133,6 @@ func subjects() []*subject {
 		}},
 		{name: "skep", argv0: "skep", manners: asSkep, ours: true, known: map[string]string{
 			"rt-queued":     goRealTime,
-			"pids-limit-8":  "skep has seven threads, and the stub that prepares port sharing needs some for a moment: 13 is enough; --mode init takes 8",
 			"no-new-privs":  "port sharing installs a seccomp filter, which needs no_new_privs; --mode init and --share fds do without",
 			"env-untouched": "a worker learns its slot from SKEP_SLOT and SKEP_WORKER_COUNT; --mode init adds nothing",
 		}},
