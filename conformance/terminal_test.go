@@ -180,7 +180,7 @@ func terminalCases() []*testcase {
 			r.eventually(r.patient, "the shell lent its terminal to sleep", func() bool { return c.foreground() != 0 && c.command(c.foreground()) == "sleep" })
 			c.keys("\x1a")
 			c.expectText("Stopped")
-			c.keys("kill %1; wait; echo gone $?\r")
+			c.keys("kill %1; fg; echo gone $?\r") // wait(1) gives up on a job that is still stopped
 			c.expectText("\ngone ")
 			c.keys("exit 5\r")
 			c.wantCode(5)

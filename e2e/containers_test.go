@@ -381,3 +381,50 @@ func TestBadInput(t *testing.T) {
 		})
 	}
 }
+
+// TestUnreadableLimit: a limit that may not be read is one line that names the
+// file, and no limit; skep serves all the same.
+func TestUnreadableLimit(t *testing.T) {
+	image := debianImage(t)
+	limit := "/sys/fs/cgroup/memory/memory.limit_in_bytes"
+	if _, err := os.Stat(limit); err != nil {
+		limit = "/sys/fs/cgroup/memory.max"
+	}
+	dir := t.TempDir()
+	closed := filepath.Join(dir, "closed")
+	if err := os.WriteFile(closed, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	for d := dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mount := "--volume=" + closed + ":" + limit + ":ro"
+	r := dockertest.Once(t, dockertest.Options{
+		Image: image, Flags: []string{"--entrypoint=/skep", "--user=1000", "--memory=64m", mount},
+		Args: []string{"-w", "2", "--", "sh", "-c", "exit 4"},
+	})
+	told := 0
+	for line := range strings.Lines(r.Stderr) {
+		if strings.Contains(line, limit) {
+			told++
+		}
+	}
+	if told != 1 || r.Code != 4 {
+		t.Errorf("exit code %d, want 4, and one line about %s:\n%s", r.Code, limit, r.Stderr)
+	}
+	r = dockertest.Once(t, dockertest.Options{
+		Image: image, Flags: []string{"--entrypoint=/skep", "--user=1000", "--memory=64m", mount}, Args: []string{"plan"},
+	})
+	if r.Code != 0 || !strings.Contains(r.Stdout, limit) {
+		t.Errorf("exit code %d, and the plan does not name %s:\n%s%s", r.Code, limit, r.Stdout, r.Stderr)
+	}
+	// Without the obstacle nothing is told.
+	r = dockertest.Once(t, dockertest.Options{
+		Image: image, Flags: []string{"--entrypoint=/skep", "--user=1000", "--memory=64m"}, Args: []string{"-w", "2", "--", "sh", "-c", "exit 4"},
+	})
+	if strings.Contains(r.Stderr, "cannot read") {
+		t.Errorf("a readable limit is complained about:\n%s", r.Stderr)
+	}
+}

@@ -204,6 +204,7 @@ func (b *before) run(step prestart.Step) prestart.Event {
 		return failed(err)
 	}
 	b.pid, b.last = pid, pid
+	l.childless = false
 	return prestart.Started{PID: pid}
 }
 

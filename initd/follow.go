@@ -593,3 +593,11 @@ func workersOOMScore() *int {
 	score := min(own+oomScoreMore, 1000)
 	return &score
 }
+
+// raiseOOMScore does for a worker that was started as a lone command what the stub
+// does for the others. A refusal changes nothing.
+func raiseOOMScore(pid int, score *int) {
+	if score != nil {
+		_ = os.WriteFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", strconv.AppendInt(nil, int64(*score), 10), 0)
+	}
+}

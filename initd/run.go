@@ -88,6 +88,7 @@ type loop struct {
 	code      int
 	ctx       context.Context // ends with the loop
 	childless bool
+	sweeps    []int    // signals for what is left, sent when it is known whether anything is
 	early     []string // lines from before there was a log
 }
 
@@ -320,6 +321,14 @@ func (l *loop) tick() {
 
 // settle tells the machines what follows from what has just happened.
 func (l *loop) settle() {
+	for _, sig := range l.sweeps {
+		// Every descendant of a subreaper has an ancestor among its children, so
+		// without children there is nothing to look for in all of /proc.
+		if l.self == 1 || !l.childless {
+			l.table.Sweep(l.self, sig)
+		}
+	}
+	l.sweeps = nil
 	if l.sup == nil || l.quit {
 		return
 	}
@@ -387,11 +396,7 @@ func (l *loop) apply(e supervise.Effect) (answer supervise.Event) {
 	case supervise.Retire:
 		l.retire(e.Seat)
 	case supervise.Sweep:
-		if l.self == 1 || !l.childless {
-			// Every descendant of a subreaper has an ancestor among its children, so
-			// without children there is nothing to look for in all of /proc.
-			l.table.Sweep(l.self, e.Signal)
-		}
+		l.sweeps = append(l.sweeps, e.Signal)
 	case supervise.Note:
 		l.note(e)
 	case supervise.Quit:

@@ -169,6 +169,12 @@ func (s *sizer) bounds() sizing.Limits {
 
 // replicate makes a service of the lone command.
 func (s *sizer) replicate() {
+	for _, w := range s.l.workers {
+		s.l.offload(func() func() {
+			raiseOOMScore(w.pid, s.l.oomScore)
+			return nil
+		})
+	}
 	switch {
 	case s.fixed > 0:
 		s.explain("replicating")

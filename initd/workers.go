@@ -67,6 +67,7 @@ func (l *loop) start(e supervise.Start) supervise.Event {
 		return failed(err)
 	}
 	l.workers[e.Seat] = w
+	l.childless = false
 	delete(l.stalls, e.Seat)
 	if l.o.As != nil {
 		l.print(l.o.As.Spawned(w.pid))
@@ -158,7 +159,7 @@ func (l *loop) command(w *worker) (reaper.Command, launch.Spec, error) {
 		}
 		return c, spec, nil
 	}
-	if l.discover || l.sup.Serving() {
+	if l.sup.Serving() {
 		spec.OOMScoreAdj = l.oomScore
 	}
 	count := l.size.count()

@@ -35,7 +35,15 @@ func run(args []string) int {
 	if program := compat.Called(args[0]); program != compat.None {
 		return personality(program, args, signals)
 	}
-	err := application(signals, &code).Run(withCommand(args))
+	var err error
+	if len(args) > 2 && args[1] == "--" {
+		// The usual ENTRYPOINT has no flags to read, and reading none takes the library
+		// as long as starting the command.
+		code, err = serve(signals, config.Input{Environ: os.Environ(), Command: args[2:], NeedsCommand: true}, false)
+	} else {
+		args = withCommand(args)
+		err = application(args[1], signals, &code).Run(args)
+	}
 	if err != nil {
 		complain(err)
 		return exitCode(err)
@@ -93,20 +101,47 @@ func exitCode(err error) int {
 	return initd.ExitOwnFault
 }
 
-func application(signals *initd.Signals, code *int) *cli.App {
+// serve runs the steps and the command, or only the steps.
+func serve(signals *initd.Signals, in config.Input, only bool) (int, error) {
+	o, err := config.Build(in)
+	if err != nil {
+		return 0, err
+	}
+	o.Prestart.Only = only
+	return initd.Run(o, signals)
+}
+
+// application is the command line. Only the command that is called gets its
+// flags: making them all would take longer than starting a process.
+func application(called string, signals *initd.Signals, code *int) *cli.App {
 	cli.FlagStringer = describe
 	cli.VersionPrinter = func(c *cli.Context) { _, _ = c.App.Writer.Write([]byte("skep version " + version + "\n")) }
-	serve := func(only bool) func(*cli.Context, config.Input) error {
-		return func(_ *cli.Context, in config.Input) error {
+	run := func(only bool) func(*cli.Context, config.Input) error {
+		return func(_ *cli.Context, in config.Input) (err error) {
 			in.NeedsCommand = !only
-			o, err := config.Build(in)
-			if err != nil {
-				return err
-			}
-			o.Prestart.Only = only
-			*code, err = initd.Run(o, signals)
+			*code, err = serve(signals, in, only)
 			return err
 		}
+	}
+	commands := []*cli.Command{
+		command("run", "run the command as workers", "[--] command [args...]", run(false)),
+		command("prestart", "run only the steps before the start, then end", "", run(true)),
+		command("plan", "show the limits found and the number of workers, and start nothing", "", plan),
+	}
+	var help []cli.Flag
+	known := false
+	for _, c := range commands {
+		if c.Name != called {
+			continue
+		}
+		known = true
+		c.Flags = flags()
+		if c.Name == "plan" {
+			c.Flags = append(c.Flags, &cli.BoolFlag{Name: "json", Usage: "as JSON"})
+		}
+	}
+	if !known {
+		help = flags() // skep --help lists them too
 	}
 	return &cli.App{
 		Name: "skep", Usage: "a tiny PID 1 that turns a server command into workers on one port",
@@ -119,39 +154,33 @@ func application(signals *initd.Signals, code *int) *cli.App {
 		// The default handler calls os.Exit and prints in a form of its own.
 		ExitErrHandler: func(*cli.Context, error) {},
 		OnUsageError:   usageError,
-		// These are for the help alone: withCommand gives every flag to a command.
-		Flags: flags(make(map[string]*values)),
-		Commands: []*cli.Command{
-			command("run", "run the command as workers", "[--] command [args...]", nil, serve(false)),
-			command("prestart", "run only the steps before the start, then end", "", nil, serve(true)),
-			command("plan", "show the limits found and the number of workers, and start nothing", "", []cli.Flag{
-				&cli.BoolFlag{Name: "json", Usage: "as JSON"},
-			}, plan),
-		},
+		Flags:          help,
+		Commands:       commands,
 	}
 }
 
-// command makes one command that takes every setting as a flag.
-func command(name, usage, arguments string, more []cli.Flag, action func(*cli.Context, config.Input) error) *cli.Command {
-	given := make(map[string]*values)
+// command makes one command that can take every setting as a flag.
+func command(name, usage, arguments string, action func(*cli.Context, config.Input) error) *cli.Command {
 	return &cli.Command{
-		Name: name, Usage: usage, ArgsUsage: arguments, Flags: append(flags(given), more...),
+		Name: name, Usage: usage, ArgsUsage: arguments,
 		HideHelpCommand: true, OnUsageError: usageError,
 		Action: func(c *cli.Context) error {
 			in := config.Input{Flags: make(map[string][]string), Environ: os.Environ(), Command: c.Args().Slice()}
-			for name, v := range given {
-				in.Flags[name] = v.list
+			for _, f := range c.Command.Flags {
+				if g, ok := f.(*cli.GenericFlag); ok {
+					v := g.Value.(*values)
+					in.Flags[v.setting.Name] = v.list
+				}
 			}
 			return action(c, in)
 		},
 	}
 }
 
-// flags makes one flag for each setting; what they are given is kept in given.
-func flags(given map[string]*values) (flags []cli.Flag) {
+// flags makes one flag for each setting.
+func flags() (flags []cli.Flag) {
 	for _, s := range config.Settings() {
 		v := &values{setting: s}
-		given[s.Name] = v
 		flags = append(flags, &cli.GenericFlag{Name: s.Name, Value: v})
 		if s.Short != "" {
 			// Not as an alias: the library would set one from the other's text.
