@@ -500,7 +500,11 @@ func (s *sizer) recycle(slot int, cause supervise.Cause, surge bool, why string)
 			continue
 		}
 		s.replacing, s.leaver = slot, st.PID
-		s.l.log.Log(logger.Warn, "replacing a worker", logger.Field{Key: "slot", Value: slot},
+		level := logger.Warn
+		if cause == supervise.CauseAge {
+			level = logger.Info // as planned
+		}
+		s.l.log.Log(level, "replacing a worker", logger.Field{Key: "slot", Value: slot},
 			logger.Field{Key: "cause", Value: string(cause)}, logger.Field{Key: "why", Value: why})
 		s.l.step(supervise.Recycle{Slot: slot, Cause: cause, Surge: surge})
 		return
