@@ -132,6 +132,21 @@ func TestTextbook(t *testing.T) {
 	}
 }
 
+// TestLaterWorkersLarger has a first worker that misleads: the others need four
+// times as much. They are added one at a time, and before there is no room left
+// nothing is started that would not fit.
+func TestLaterWorkersLarger(t *testing.T) {
+	c := fitting(t, "256m", []string{"--workers-per-cpu=2"}, "-mib=20", "-others=60")
+	c.WaitLog(`learned what one worker needs workers=2 why="2 workers: memory 256 MiB × 0\.8 .* fits 2 × 8\S+ MiB`, 1, 60*time.Second)
+	wantHolders(t, c, 2, sizedBy)
+	if n := strings.Count(c.Logs(), "worker started"); n != 2 {
+		t.Errorf("%d workers were started, want 2", n)
+	}
+	if n := oomKills(t, c); n != 0 {
+		t.Errorf("the kernel killed %d times for memory", n)
+	}
+}
+
 // TestLimitChanges halves and doubles the limit while requests come in.
 func TestLimitChanges(t *testing.T) {
 	c := fitting(t, "256m", []string{"--workers-per-cpu=2"}, "-mib=22")

@@ -45,6 +45,7 @@ type follower struct {
 	wantLimits bool   // a limit file has changed
 	wantSizes  bool   // the guard asks what each worker holds
 	replan     string // why the number has to be computed again; the sizes are needed for it
+	settled    int    // how many workers have been learned from
 	full       bool   // there was no room for one more worker
 	fullAt     int    // the number of workers for which that was said
 
@@ -245,7 +246,10 @@ func (s *sizer) looked(now time.Time, m look) {
 	}
 	settled := false
 	for _, slot := range m.due {
-		settled = s.learner.Sample(now, slot, s.inSlot(slot)) || settled
+		if s.learner.Sample(now, slot, s.inSlot(slot)) {
+			settled = true
+			s.settled++
+		}
 	}
 	if settled && s.learner.Worker() > s.applied {
 		s.applied, s.replan = s.learner.Worker(), "learned what one worker needs"
@@ -305,13 +309,17 @@ func (s *sizer) scale() {
 }
 
 // grows tells whether a look shall find out if there is room for one more worker:
-// workers are added one at a time, because the need of the first may mislead.
+// workers are added one at a time, and after the second no other until it has its
+// size, because the need of the first may mislead.
 func (s *sizer) grows() bool {
 	if s.full || s.goal() <= s.l.sup.Wanted() {
 		return false
 	}
 	starting := 0
 	for _, st := range s.l.sup.Seats() {
+		if s.learns() && s.settled < 2 && s.unsettled(st) {
+			return false // the second worker shows whether the first one misled
+		}
 		switch st.State {
 		case supervise.Down:
 			return false
@@ -492,7 +500,11 @@ func (s *sizer) recycle(slot int, cause supervise.Cause, surge bool, why string)
 			continue
 		}
 		s.replacing, s.leaver = slot, st.PID
-		s.l.log.Log(logger.Warn, "replacing a worker", logger.Field{Key: "slot", Value: slot},
+		level := logger.Warn
+		if cause == supervise.CauseAge {
+			level = logger.Info // as planned
+		}
+		s.l.log.Log(level, "replacing a worker", logger.Field{Key: "slot", Value: slot},
 			logger.Field{Key: "cause", Value: string(cause)}, logger.Field{Key: "why", Value: why})
 		s.l.step(supervise.Recycle{Slot: slot, Cause: cause, Surge: surge})
 		return

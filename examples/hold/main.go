@@ -41,9 +41,13 @@ func hold(bytes int) {
 func main() {
 	addr := flag.String("addr", ":8000", "address to listen on")
 	mib := flag.Int("mib", 0, "MiB to hold from the start")
+	others := flag.Int("others", 0, "MiB to hold more in every worker but the first one, slot 0")
 	late := flag.Bool("late", false, "hold them only when the port is open")
 	flag.Parse()
 
+	if slot := os.Getenv("SKEP_SLOT"); slot != "" && slot != "0" {
+		*mib += *others
+	}
 	if !*late {
 		hold(*mib << 20)
 	}
