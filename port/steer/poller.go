@@ -542,8 +542,8 @@ func (p *Poller) lookAtQueue(now time.Duration, m *member) {
 	queue, listens := acceptQueue(m.FD, &p.info)
 	m.queue, m.shut = queue, !listens
 	p.arrived += max(0, queue-before)
-	if queue == 0 || queue < before || m.held == 0 {
-		m.held = now
+	if queue == 0 || before == 0 || queue < before || m.held == 0 {
+		m.held = now // before may be long ago: nothing is looked at while there is no traffic
 	}
 	if m.w != nil {
 		m.w.stalls = m.w.stalls || queue > 0

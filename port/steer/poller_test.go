@@ -222,6 +222,31 @@ func TestPollerReportsTheStuck(t *testing.T) {
 	settled(t, f.poller, Ready, Ready, Ready)
 }
 
+// TestSleepIsNoStall: what happened before a connection came does not count, however long it was.
+func TestSleepIsNoStall(t *testing.T) {
+	f := startFleet(t, 2, false, &Options{StuckAfter: 50 * time.Millisecond, Quiet: 10 * time.Millisecond}, nil)
+	f.poller.Update(f.probed(t, nil))
+	settled(t, f.poller, Ready, Ready)
+	quickOnes(t, f, 4)
+	var last uint64
+	eventually(t, "it sleeps", func() bool {
+		now := f.poller.ticks.Load()
+		asleep := now == last
+		last = now
+		time.Sleep(100 * time.Millisecond) // the time that must not count
+		return asleep
+	})
+	if err := unix.Kill(f.workers[1].pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	asked := time.Now()
+	f.reach(t, 1, askQuick)
+	e := await(t, f.poller, Stuck, 1)
+	if since := time.Since(asked); e.For > since {
+		t.Errorf("stuck for %v, and the connection came %v ago", e.For, since)
+	}
+}
+
 // TestPollerNoticesTheDead kills a worker and tells nobody.
 func TestPollerNoticesTheDead(t *testing.T) {
 	testneed.Linux(t, 6, 2) // before, open descriptors are not counted
