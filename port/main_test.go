@@ -306,7 +306,7 @@ func freePort(t *testing.T) int {
 // program returns the path of a program that the machine may lack.
 func program(t *testing.T, name string) string {
 	t.Helper()
-	path, err := launch.LookPath(name, "/usr/sbin:/usr/bin:/sbin:/bin")
+	path, err := launch.LookPath(name, "/usr/sbin:/usr/bin:/sbin:/bin:"+os.Getenv("PATH"))
 	if err != nil {
 		testneed.Skip(t, "%v", err)
 	}

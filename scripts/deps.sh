@@ -13,11 +13,16 @@ needs=(
 	dockerd=docker.io
 	docker=docker.io
 	dumb-init=dumb-init
+	gcc=gcc
 	ip=iproute2
+	java=default-jre-headless
 	make=make
+	node=nodejs
 	podman=podman
 	ps=procps
+	python3=python3
 	qemu-system-x86_64=qemu-system-x86
+	runc=runc
 	strace=strace
 	tini=tini
 	unshare=util-linux
@@ -31,7 +36,11 @@ for need in "${needs[@]}"; do
 	fi
 done
 # A module is no program. The tests ask Debian's own Python.
-/usr/bin/python3 -c 'import yaml' 2>/dev/null || missing+=(python3-yaml)
+for need in yaml=python3-yaml uvicorn=python3-uvicorn fastapi=python3-fastapi gunicorn=gunicorn; do
+	/usr/bin/python3 -c "import ${need%%=*}" 2>/dev/null || missing+=("${need#*=}")
+done
+# A compiler without the C library's headers compiles nothing.
+[[ -e /usr/include/stdio.h ]] || missing+=(libc6-dev)
 if [[ ${#missing[@]} -eq 0 ]]; then
 	echo "deps: all there"
 	exit 0
