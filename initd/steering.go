@@ -2,6 +2,7 @@ package initd
 
 import (
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -18,13 +19,13 @@ import (
 type steering struct {
 	l       *loop
 	poller  *steer.Poller
-	told    string       // the membership last told, as text: nothing is told twice
-	leaving map[int]bool // seats whose sockets are to be closed
+	told    string      // the membership last told, as text: nothing is told twice
+	leaving map[int]int // seats whose sockets are to be closed, and how many groups still have them
 	ids     map[port.Addr]int
 }
 
 func newSteering(l *loop) *steering {
-	return &steering{l: l, leaving: make(map[int]bool), ids: make(map[port.Addr]int)}
+	return &steering{l: l, leaving: make(map[int]int), ids: make(map[port.Addr]int)}
 }
 
 // start begins to steer, if it has not begun yet and several workers are wanted.
@@ -119,7 +120,7 @@ func (s *steering) membership(states map[int]supervise.Seat) (m steer.Membership
 }
 
 func (s *steering) state(seat int, st supervise.Seat) steer.State {
-	if s.leaving[seat] {
+	if s.leaving[seat] > 0 {
 		return steer.Leaving
 	}
 	switch st.State {
@@ -143,11 +144,19 @@ func (s *steering) state(seat int, st supervise.Seat) steer.State {
 // leave closes the sockets of a seat in the order that never lets the kernel
 // give a connection to the wrong worker.
 func (s *steering) leave(seat int) {
-	if s.poller == nil || len(s.l.ports.Held(seat)) == 0 || s.l.sup.Phase() != supervise.Running {
+	groups := 0
+	if s.poller != nil && s.l.sup.Phase() == supervise.Running {
+		for _, g := range s.l.ports.Groups() {
+			if g.Addr.TCP() && slices.Contains(g.Order(), seat) {
+				groups++
+			}
+		}
+	}
+	if groups == 0 { // nothing that the poller would ever tell of
 		s.l.ports.Close(seat)
 		return
 	}
-	s.leaving[seat] = true
+	s.leaving[seat] = groups
 }
 
 func (s *steering) event(ev steer.Event) {
@@ -155,9 +164,11 @@ func (s *steering) event(ev steer.Event) {
 	slot := l.slotOf(ev.Seat)
 	switch ev.Kind {
 	case steer.Left:
-		if s.leaving[ev.Seat] {
-			delete(s.leaving, ev.Seat)
+		if s.leaving[ev.Seat]--; s.leaving[ev.Seat] == 0 {
 			l.ports.Close(ev.Seat)
+		}
+		if s.leaving[ev.Seat] <= 0 {
+			delete(s.leaving, ev.Seat)
 		}
 	case steer.Drained:
 		if _, draining := l.draining[ev.Seat]; draining {
