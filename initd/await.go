@@ -1,12 +1,10 @@
 package initd
 
 import (
-	"os"
-	"strconv"
-	"strings"
 	"time"
 
 	"skep/initd/supervise"
+	"skep/port"
 	"skep/proc"
 )
 
@@ -93,19 +91,22 @@ func (a *awaited) look() bool {
 	a.cpu = cpu
 	polls := false
 	for _, pid := range tree {
-		if !holds(pid, a.inodes) {
-			continue
-		}
+		held := false
 		for _, inode := range a.inodes {
 			if proc.Host.EpollWatches(pid, inode) {
 				return true
 			}
+			has, err := port.Holds(pid, inode)
+			held = held || err == nil && has
 		}
-		for _, name := range waits(pid) {
-			switch {
-			case name == "inet_csk_accept" || name == "unix_accept" || name == "__skb_wait_for_more_packets":
+		if !held {
+			continue
+		}
+		for _, name := range proc.Host.Waits(pid) {
+			switch name {
+			case "inet_csk_accept", "unix_accept", "__skb_wait_for_more_packets": // the last one under unix_accept
 				return true
-			case name == "poll_schedule_timeout" || strings.HasPrefix(name, "do_sys_poll") || strings.HasPrefix(name, "do_select"):
+			case "poll_schedule_timeout", "do_sys_poll", "do_select":
 				polls = true
 			}
 		}
@@ -116,35 +117,4 @@ func (a *awaited) look() bool {
 	}
 	a.still++
 	return a.still >= awaitStill
-}
-
-func holds(pid int, inodes []uint64) bool {
-	sockets, err := proc.Host.Sockets(pid)
-	if err != nil {
-		return false
-	}
-	for _, have := range sockets {
-		for _, want := range inodes {
-			if have == want {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// waits lists where in the kernel the threads of a process wait (proc(5),
-// /proc/PID/wchan).
-func waits(pid int) (names []string) {
-	dir := "/proc/" + strconv.Itoa(pid) + "/task/"
-	threads, err := os.ReadDir(dir)
-	if err != nil {
-		return nil
-	}
-	for _, thread := range threads {
-		if name, err := os.ReadFile(dir + thread.Name() + "/wchan"); err == nil {
-			names = append(names, string(name))
-		}
-	}
-	return names
 }

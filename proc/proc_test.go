@@ -760,3 +760,26 @@ func FuzzParsers(f *testing.F) {
 		runtimeOfMaps(s)
 	})
 }
+
+// The names have no suffix of the compiler, and a process that is gone has none.
+func TestWaits(t *testing.T) {
+	root := t.TempDir()
+	for tid, name := range map[string]string{"7": "poll_schedule_timeout.constprop.0\n", "8": "inet_csk_accept", "9": "0"} {
+		dir := filepath.Join(root, "7", "task", tid)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "wchan"), []byte(name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, want := FS(root).Waits(7), []string{"poll_schedule_timeout", "inet_csk_accept", "0"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := FS(root).Waits(8); got != nil {
+		t.Errorf("a process that is gone waits in %q", got)
+	}
+	if got := Host.Waits(os.Getpid()); len(got) < 2 {
+		t.Errorf("this process waits in %q", got)
+	}
+}

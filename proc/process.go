@@ -100,6 +100,23 @@ func (f FS) State(pid int) (byte, error) {
 	return st.State, err
 }
 
+// Waits is the functions of the kernel in which the threads of a process sleep (/proc/PID/task/TID/wchan of proc(5)), without
+// what compilers add (".constprop.0"); "0" for a thread that runs, or for all where the caller may not know. It is empty for a
+// process that is gone.
+func (f FS) Waits(pid int) (names []string) {
+	threads, err := os.ReadDir(f.path(pid, "task"))
+	if err != nil {
+		return nil
+	}
+	for _, thread := range threads {
+		if b, err := os.ReadFile(f.path(pid, "task", thread.Name(), "wchan")); err == nil {
+			name, _, _ := strings.Cut(strings.TrimSpace(string(b)), ".")
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // CPU is the user and system time that the processes have used, with that of the children they have waited for.
 // Processes that are gone count nothing; an error means that none could be read.
 func (f FS) CPU(pids ...int) (time.Duration, error) {
