@@ -6,5 +6,5 @@
 // connection, and Program turns the list into a classic BPF program that the kernel runs for each SYN. The kernel then needs nothing from skep: a
 // program that is in place goes on working when skep stops, or is slow.
 //
-// Program, Choose and Array are pure. The system calls are in the files whose names begin with steer_.
+// Program and Choose are pure. The system calls are in the files whose names begin with steer_.
 package steer

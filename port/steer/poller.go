@@ -25,7 +25,7 @@ type Group struct {
 	Hash bool
 	// Probes sends connections from ProbeSource(slot) to the slot's member.
 	Probes bool
-	// Members are all sockets of the group that listen, in the order of the kernel's array (see Array), whoever holds them.
+	// Members are all sockets of the group that listen, in the order of the kernel's array, whoever holds them: listen(2) appends, and what leaves is replaced by the last one.
 	Members []Member
 }
 
