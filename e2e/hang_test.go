@@ -77,7 +77,7 @@ func whoAnswers(url string, limit time.Duration) (string, error) {
 // answering waits for the first answer.
 func answering(t *testing.T, url string) string {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); ; {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		pid, err := whoAnswers(url, 5*time.Second)
 		if err == nil {
 			return pid
@@ -98,7 +98,7 @@ func TestHungWorkerIsReplaced(t *testing.T) {
 			go func() { _, _ = whoAnswers(url+how, time.Minute) }()
 			// Until the request has arrived the worker still answers.
 			var next string
-			for deadline := time.Now().Add(60 * time.Second); next == "" || next == first; {
+			for deadline := time.Now().Add(60 * time.Second); next == "" || next == first; time.Sleep(10 * time.Millisecond) {
 				if time.Now().After(deadline) {
 					t.Fatal("nobody else answers")
 				}
@@ -113,7 +113,7 @@ func TestHungWorkerIsReplaced(t *testing.T) {
 	url, said := blocking(t, "-w", "1", "--ready", "listen")
 	first := answering(t, url)
 	go func() { _, _ = whoAnswers(url+"/block", time.Minute) }()
-	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(said(), "accepts nothing"); {
+	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(said(), "accepts nothing"); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the block is not even noticed")
 		}
@@ -128,7 +128,7 @@ func TestHungWorkerIsReplaced(t *testing.T) {
 func TestSpareTakesOver(t *testing.T) {
 	url, said := blocking(t, "-w", "1", "--standby", "1", "--restart-delay", "1m")
 	first := answering(t, url)
-	for deadline := time.Now().Add(30 * time.Second); strings.Count(said(), "worker ready") < 2; {
+	for deadline := time.Now().Add(30 * time.Second); strings.Count(said(), "worker ready") < 2; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the spare is not ready")
 		}

@@ -82,7 +82,7 @@ func (l *loop) checkHangs(now time.Time) {
 				}
 				used := cpu - s.cpu
 				if !first && time.Since(s.since) >= l.o.HangTimeout &&
-					(sleeps && used == 0 || cpu-s.began >= l.o.HangTimeout-steerStuck) {
+					(sleeps && used == 0 || cpu-s.began >= max(l.o.HangTimeout-steerStuck, l.o.HangTimeout/2)) {
 					delete(l.stalls, seat)
 					l.step(supervise.Hung{Seat: seat})
 					return
