@@ -268,22 +268,27 @@ func (b *before) signal(sig int) {
 func (b *before) finished(e prestart.Finished) {
 	l := b.l
 	l.before = nil
-	l.sup = supervise.New(l.o.Policy)
+	abandon := func(end supervise.Abandon, why error) {
+		if why != nil {
+			l.log.Log(logger.Error, why.Error(), logger.Field{Key: "next", Value: "no worker is started, ending"},
+				logger.Field{Key: "exit", Value: end.Code})
+		}
+		l.sup = supervise.New(l.o.Policy)
+		l.step(end)
+	}
 	if e.Code != 0 || e.Stopped || l.o.Prestart.Only {
-		l.step(supervise.Abandon{Code: e.Code, By: e.By})
+		abandon(supervise.Abandon{Code: e.Code, By: e.By}, nil)
 		return
 	}
 	l.env = env.Merge(l.env, b.vars)
 	path, err := launch.LookPathIn(l.dir, l.o.Command[0], variable(l.env, "PATH"))
 	if err != nil {
-		l.log.Log(logger.Error, err.Error())
-		l.step(supervise.Abandon{Code: launch.ExitCode(err)})
+		abandon(supervise.Abandon{Code: launch.ExitCode(err)}, err)
 		return
 	}
 	l.path = path
 	if err := l.openListeners(); err != nil {
-		l.log.Log(logger.Error, err.Error())
-		l.step(supervise.Abandon{Code: ExitOwnFault})
+		abandon(supervise.Abandon{Code: ExitOwnFault}, err)
 		return
 	}
 	l.startWorkers()
