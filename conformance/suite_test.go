@@ -132,6 +132,11 @@ func TestCasesCanFail(t *testing.T) {
 				}
 				s := &subject{name: "badinit", argv0: "badinit", manners: asBadInit, flags: []string{"-d", defect}, path: built.badInit}
 				o := execute(t, c, s, defect)
+				// Some defects show only when two things meet: two signals that the kernel has not merged yet, a signal before a handler is
+				// there. A case has to be able to see them, not to see them each time.
+				for tries := 1; defect != "none" && o.kind == "pass" && tries < 5; tries++ {
+					o = execute(t, c, s, defect)
+				}
 				switch {
 				case defect == "none" && o.kind != "pass":
 					t.Errorf("without a defect: %s %s", o.kind, o.why)
