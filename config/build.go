@@ -209,6 +209,25 @@ func (d *draft) settle(environ map[string]string) (problems []error) {
 	if d.HangTimeout > 0 && d.Balance == initd.BalanceSingle {
 		conflict("hang-timeout", d.HangTimeout.String(), "with --balance single no queue is a worker's own")
 	}
+	if d.Ready == initd.ReadyHTTP && !lone {
+		why := ""
+		tcp := len(d.Listen) == 0
+		for _, l := range d.Listen {
+			_, reached := initd.ProbeAddress(l.Addr)
+			tcp = tcp || reached || l.Addr == (port.Addr{}) // that one could not be read, which has been said
+		}
+		switch {
+		case d.Balance != initd.BalanceSteer:
+			why = "only --balance steer can ask a worker of one's choice"
+		case d.Share == initd.ShareNone:
+			why = "with --share none the port is not skep's"
+		case !tcp:
+			why = "it needs a TCP address that IPv4 reaches in " + d.source("listen")
+		}
+		if why != "" {
+			conflict("ready", "http:"+d.ReadyPath, why)
+		}
+	}
 	switch {
 	case d.Share == initd.ShareFDs && len(d.Listen) == 0:
 		conflict("share", "fds", "it needs --listen")

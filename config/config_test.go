@@ -265,10 +265,12 @@ func TestChoices(t *testing.T) {
 	}
 	for _, bad := range []map[string][]string{
 		{"mode": {"Init"}}, {"mode": {""}}, {"workers": {"-1"}}, {"workers": {"1.5"}}, {"workers": {"513"}}, {"worker-memory": {"0"}},
-		{"ready": {"alive:"}}, {"ready": {"listening"}}, {"ready": {"alive:-1"}}, {"signal-map": {"TERM:"}}, {"signal-map": {"0:TERM"}},
+		{"ready": {"alive:"}}, {"ready": {"listening"}}, {"ready": {"http:"}}, {"ready": {"http:healthz"}}, {"ready": {"http:/a b"}}, {"ready": {"http:/a#b"}}, {"ready": {"notify:"}},
+		{"ready": {"http"}}, {"ready": {"alive"}}, {"ready": {"auto:"}},
+		{"ready": {"alive:-1"}}, {"signal-map": {"TERM:"}}, {"signal-map": {"0:TERM"}},
 		{"signal-map": {"TERM:X"}}, {"prestart": {" "}}, {"user": {""}}, {"memory-target": {"0"}}, {"workers-per-cpu": {"513"}},
 		{"share-port": {"0"}}, {"start-limit": {"-1"}}, {"remap-exit": {"-1"}}, {"remap-exit": {"x"}}, {"stop-on": {""}},
-		{"stop-on": {"TERM,KILL"}}, {"stop-on": {"RTMIN"}}, {"reload-signal": {"CHLD"}}, {"reload-signal": {"PROF"}}, {"signal-map": {"STOP:TERM"}},
+		{"stop-on": {"TERM,KILL"}}, {"stop-on": {"33"}}, {"reload-signal": {"CHLD"}}, {"reload-signal": {"32"}}, {"signal-map": {"STOP:TERM"}},
 	} {
 		if _, err := Build(Input{Command: []string{"x"}, Flags: bad}); err == nil {
 			t.Errorf("%v is taken", bad)
@@ -341,6 +343,9 @@ func TestModes(t *testing.T) {
 		{command: "{workers", want: discover},
 		{flags: "workers=2 ready=alive:3s", want: with(serve(2, 2), func(o *outcome) { o.Ready = 3 * time.Second })},
 		{flags: "workers=2 ready=listen", want: with(serve(2, 2), func(o *outcome) { o.Ready = 0 })},
+		{flags: "workers=2 ready=notify", want: with(serve(2, 2), func(o *outcome) { o.Ready = 0 })},
+		{flags: "workers=1 ready=notify", want: with(serve(1, 1), func(o *outcome) { o.Ready = 0 })},
+		{flags: "workers=2 ready=http:/h", want: with(serve(2, 2), func(o *outcome) { o.Ready = 0 })},
 		{flags: "ready=alive:3s", want: with(discover, func(o *outcome) { o.Ready = 3 * time.Second })},
 	} {
 		name := strings.TrimSpace(c.flags + " " + c.environ + " " + c.command)
@@ -410,6 +415,14 @@ func TestContradictions(t *testing.T) {
 		{flags: "share=bind listen=:80", want: []string{"--share", `"bind"`, "--listen"}},
 		{flags: "reload-signal=TERM", want: []string{"--reload-signal", `"TERM"`, "--stop-on"}},
 		{environ: "SKEP_RELOAD_SIGNAL=USR1 SKEP_STOP_ON=USR1", want: []string{"SKEP_RELOAD_SIGNAL", `"USR1"`, "SKEP_STOP_ON"}},
+		{flags: "ready=http:/h balance=hash", want: []string{"--ready", `"http:/h"`, "--balance steer"}},
+		{flags: "ready=http:/h workers=2", environ: "SKEP_BALANCE=single", want: []string{"--ready", `"http:/h"`, "--balance steer"}},
+		{flags: "ready=http:/h share=none", want: []string{"--ready", "--share none"}},
+		{flags: "ready=http:/h listen=unix:///run/x", want: []string{"--ready", "TCP", "--listen"}},
+		{flags: "ready=http:/h listen=[::1]:80", want: []string{"--ready", "IPv4", "--listen"}},
+		{flags: "ready=http:/h listen=unix:///run/x listen=[::]:80"},
+		{flags: "ready=http:/h?deep=1 listen=10.0.0.1:80"},
+		{flags: "ready=http:/h mode=init share=none"},
 		{flags: "standby=1 balance=hash", want: []string{"--standby", `"1"`, "--balance steer"}},
 		{flags: "standby=1"},
 		{flags: "balance=single", environ: "SKEP_HANG_TIMEOUT=9", want: []string{"SKEP_HANG_TIMEOUT", `"9"`, "--balance single"}},

@@ -241,11 +241,11 @@ func Settings() []Setting {
 			set: count(0, func(d *draft) *int { return &d.Policy.StartLimit })},
 		{Name: "start-timeout", Placeholder: "TIME", Default: "120s", Usage: "time to become ready; 0 is none",
 			set: duration(func(d *draft) *time.Duration { return &d.startTimeout })},
-		{Name: "ready", Placeholder: "auto|listen|alive:TIME", Default: "auto", Serving: true,
-			Usage: "when a worker counts as ready",
+		{Name: "ready", Placeholder: "auto|listen|notify|alive:TIME|http:PATH", Default: "auto", Serving: true,
+			Usage: "when a worker counts as ready; notify: READY=1 of sd_notify(3); http: PATH answers 2xx or 3xx",
 			set:   setReady},
 		{Name: "hang-timeout", Placeholder: "TIME", Default: "0, only steer around it and report", Serving: true,
-			Usage: "a worker that accepts nothing this long while its queue holds connections is ended",
+			Usage: "a worker that does not get on for this long while it has connections is ended",
 			set:   duration(func(d *draft) *time.Duration { return &d.HangTimeout })},
 		{Name: "hang-signal", Placeholder: "SIG", Default: "ABRT", Usage: "what a hung worker gets, shortly before KILL",
 			set: func(d *draft, s string) (err error) {
@@ -352,20 +352,24 @@ func setListen(d *draft, s string) error {
 }
 
 func setReady(d *draft, s string) error {
-	alive, found := strings.CutPrefix(s, "alive:")
+	how, value, found := strings.Cut(s, ":")
+	t, err := ParseDuration(value)
 	switch {
 	case s == "auto":
 		d.Ready = initd.ReadyAuto
 	case s == "listen":
 		d.Ready = initd.ReadyListen
-	case found:
-		t, err := ParseDuration(alive)
-		if err != nil || t == 0 {
-			return errors.New("want auto, listen or alive: with a time such as alive:2s")
-		}
+	case s == "notify":
+		d.Ready = initd.ReadyNotify
+	case found && how == "alive" && err == nil && t > 0:
 		d.Ready, d.alive = initd.ReadyAlive, t
+	case found && how == "http" && strings.HasPrefix(value, "/"):
+		if _, err := wait.Parse("http://localhost" + value); err != nil {
+			return err
+		}
+		d.Ready, d.ReadyPath = initd.ReadyHTTP, value
 	default:
-		return errors.New("want auto, listen or alive: with a time such as alive:2s")
+		return errors.New("want auto, listen, notify, alive: with a time such as alive:2s, or http: with a path such as http:/healthz")
 	}
 	return nil
 }

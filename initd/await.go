@@ -28,7 +28,7 @@ type awaited struct {
 
 // awaits tells whether ready workers have to be found out by looking at them.
 func (l *loop) awaits() bool {
-	return len(l.o.Listen) > 0 && l.o.Ready != ReadyAlive && l.sup.Phase() == supervise.Running
+	return len(l.o.Listen) > 0 && l.o.Ready.seen() && l.sup.Phase() == supervise.Running
 }
 
 // awaitAt is when starting workers are to be looked at again.

@@ -158,7 +158,7 @@ func (b *before) run(step prestart.Step) prestart.Event {
 	l := b.l
 	failed := func(err error) prestart.Event {
 		code := ExitOwnFault
-		var cannot *reaper.StartError
+		var cannot *launch.StartError
 		var missing *launch.LookPathError
 		switch {
 		case errors.As(err, &missing):
@@ -170,7 +170,7 @@ func (b *before) run(step prestart.Step) prestart.Event {
 		return prestart.StartFailed{Code: code, Err: err.Error()}
 	}
 	environ := environment(env.Merge(l.env, b.vars), nil)
-	c := reaper.Command{Path: step.Path, Argv: step.Argv, Dir: l.dir, Files: []uintptr{0, 1, 2}, Terminal: -1}
+	c := reaper.Command{Command: launch.Command{Path: step.Path, Argv: step.Argv, Dir: l.dir, Files: []uintptr{0, 1, 2}, Terminal: -1, User: l.user}}
 	if step.Kind != prestart.Wait {
 		options := envfile.Options{}
 		if l.user != nil {
@@ -195,17 +195,16 @@ func (b *before) run(step prestart.Step) prestart.Event {
 			return failed(err)
 		}
 	}
-	spec := launch.Spec{User: l.user}
 	if step.Kind == prestart.Wait {
-		spec.User = nil // it is skep itself that waits
+		c.User = nil // it is skep itself that waits
 	}
-	pid, err := l.spawn(c, spec)
+	p, err := l.table.Start(c)
 	if err != nil {
 		return failed(err)
 	}
-	b.pid, b.last = pid, pid
+	b.pid, b.last = p.PID, p.PID
 	l.childless = false
-	return prestart.Started{PID: pid}
+	return prestart.Started{PID: p.PID}
 }
 
 func (b *before) exited(e reaper.Exit) {
@@ -239,8 +238,8 @@ func (b *before) closeFile() {
 func (l *loop) heed() {
 	for l.before != nil {
 		select {
-		case sig := <-l.signals.other:
-			l.signal(int(sig.(unix.Signal)))
+		case sig := <-l.signals.Other:
+			l.signal(sig)
 		default:
 			return
 		}

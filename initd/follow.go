@@ -2,6 +2,7 @@ package initd
 
 import (
 	"context"
+	"io/fs"
 	"os"
 	"slices"
 	"strconv"
@@ -30,17 +31,20 @@ const (
 	oomScoreMore = 100
 )
 
-// follower is what sizer knows of memory while the workers run. Files are read by
-// one look at a time, off the loop; what is wanted of the next look is collected
-// meanwhile.
+// follower is what sizer knows of memory while the workers run. Files are read off
+// the loop; what is wanted of the next look is collected meanwhile. How much memory
+// is in use is one look, what each worker holds is another: measuring workers takes
+// long where there is little CPU, and the guard must not wait for it.
 type follower struct {
 	guard   *sizing.Guard
 	used    cgroup.Usage
 	watched map[int]*watched // by pid
 	why     string           // of the number planned
 
-	looking    bool
+	looking    bool      // at the memory in use
+	weighing   bool      // the workers
 	weighed    time.Time // when all workers were measured last
+	code       uint64    // pages of files that the workers share, when the number was computed last
 	limitsRead time.Time
 	wantLimits bool   // a limit file has changed
 	wantSizes  bool   // the guard asks what each worker holds
@@ -67,7 +71,7 @@ const none = -1
 type watched struct {
 	slot    int
 	fed     bool      // the learner has it
-	bytes   uint64    // when it was measured last
+	bytes   uint64    // held when it was measured last
 	over    int       // samples in a row over --max-worker-memory
 	expires time.Time // --max-worker-age
 }
@@ -79,9 +83,10 @@ type look struct {
 	known  bool // usage could be read
 	kills  uint64
 	counts bool // kills could be read
+	weighs bool // it measured workers, which may have taken seconds; else it is only of what is in use
 	due    []int
-	bytes  map[int]uint64 // by pid; missing where it could not be read
-	all    bool           // bytes has every worker
+	sizes  map[int]proc.Memory // by pid; missing where it could not be read
+	all    bool                // sizes has every worker
 }
 
 // watch follows the limits and the kills while skep runs, by inotify(7).
@@ -128,22 +133,16 @@ func (s *sizer) follows() bool {
 
 // deadline is when tick has something to do.
 func (s *sizer) deadline() time.Time {
-	if !s.follows() || s.looking {
+	if !s.follows() {
 		return time.Time{}
 	}
-	at := s.guard.Deadline()
-	if at.IsZero() || s.wantLimits || s.wantSizes || s.replan != "" || s.shortage || s.grows() {
-		return time.Unix(0, 0) // at once
-	}
+	at := s.lookAt()
 	earliest := func(t time.Time) {
-		if !t.IsZero() && t.Before(at) {
+		if !t.IsZero() && (at.IsZero() || t.Before(at)) {
 			at = t
 		}
 	}
-	earliest(s.learner.Deadline())
-	if s.l.o.MaxWorkerMemory > 0 {
-		earliest(s.weighed.Add(sizesEvery))
-	}
+	earliest(s.weighAt())
 	if !s.busy() {
 		for _, w := range s.watched {
 			earliest(w.expires)
@@ -152,13 +151,75 @@ func (s *sizer) deadline() time.Time {
 	return at
 }
 
+// atOnce is a time that has come.
+var atOnce = time.Unix(0, 0)
+
+// lookAt is when to look at the memory in use; zero while that is done.
+func (s *sizer) lookAt() time.Time {
+	switch at := s.guard.Deadline(); {
+	case s.looking:
+		return time.Time{}
+	case at.IsZero() || s.wantLimits || s.shortage:
+		return atOnce
+	default:
+		return at
+	}
+}
+
+// weighAt is when to measure workers; zero while that is done, or where nobody
+// wants to know.
+func (s *sizer) weighAt() time.Time {
+	if s.weighing {
+		return time.Time{}
+	}
+	if s.wantSizes || s.replan != "" || s.grows() {
+		return atOnce
+	}
+	at := s.learner.Deadline()
+	if s.l.o.MaxWorkerMemory > 0 {
+		if next := s.weighed.Add(sizesEvery); at.IsZero() || next.Before(at) {
+			return next
+		}
+	}
+	return at
+}
+
 // tick looks at what is due: files are read off the loop (law 4).
 func (s *sizer) tick(now time.Time) {
-	if !s.follows() || s.looking || now.Before(s.deadline()) {
+	if !s.follows() {
 		return
 	}
 	s.expire(now)
-	m := look{due: s.learner.Due(now)}
+	if at := s.lookAt(); !at.IsZero() && !now.Before(at) {
+		s.look(now)
+	}
+	if at := s.weighAt(); !at.IsZero() && !now.Before(at) {
+		s.weigh(now)
+	}
+}
+
+// look reads how much memory is in use.
+func (s *sizer) look(now time.Time) {
+	readLimits := s.wantLimits || now.Sub(s.limitsRead) >= limitsEvery
+	s.looking, s.wantLimits = true, false
+	root, paths, limits := s.root, s.paths, s.limits
+	s.l.offload(func() func() {
+		var m look
+		if readLimits {
+			limits, _ = Limits()
+			m.limits = &limits
+		}
+		m.read(root, paths, limits)
+		return func() {
+			s.looking = false
+			s.looked(time.Now(), m)
+		}
+	})
+}
+
+// weigh measures the workers that are due, or all of them.
+func (s *sizer) weigh(now time.Time) {
+	m := look{weighs: true, due: s.learner.Due(now)}
 	m.all = s.wantSizes || s.replan != "" || s.l.o.MaxWorkerMemory > 0 && now.Sub(s.weighed) >= sizesEvery
 	var pids []int
 	for _, st := range s.l.sup.Seats() {
@@ -166,48 +227,53 @@ func (s *sizer) tick(now time.Time) {
 			pids = append(pids, st.PID)
 		}
 	}
-	readLimits := s.wantLimits || now.Sub(s.limitsRead) >= limitsEvery
-	s.looking, s.wantLimits, s.wantSizes = true, false, false
+	s.weighing, s.wantSizes = true, false
 	root, paths, limits := s.root, s.paths, s.limits
 	s.l.offload(func() func() {
-		if readLimits {
-			limits, _ = Limits()
-			m.limits = &limits
+		m.read(root, paths, limits)
+		m.sizes = s.sizes(pids)
+		return func() {
+			s.weighing = false
+			s.looked(time.Now(), m)
 		}
-		var err error
-		m.usage, err = cgroup.ReadUsage(root, paths, limits)
-		m.known = err == nil
-		m.kills, _, m.counts = cgroup.Events(root, paths)
-		m.bytes = s.sizes(pids)
-		return func() { s.looked(time.Now(), m) }
 	})
+}
+
+// read takes what the kernel counts of the whole container. It is called off the loop.
+func (m *look) read(root fs.FS, paths cgroup.Paths, limits cgroup.Limits) {
+	var err error
+	m.usage, err = cgroup.ReadUsage(root, paths, limits)
+	m.known = err == nil
+	m.kills, _, m.counts = cgroup.Events(root, paths)
 }
 
 // sizes measures workers. A process can keep its memory from being read for as long
 // as it likes: what is not there in time is left out, and until it is there nothing
 // else is measured. It is called off the loop, by one look at a time.
-func (s *sizer) sizes(pids []int) map[int]uint64 {
+func (s *sizer) sizes(pids []int) map[int]proc.Memory {
 	if len(pids) == 0 || s.measuring.Swap(true) {
 		return nil
 	}
-	found := make(chan map[int]uint64, 1)
+	found := make(chan map[int]proc.Memory, 1)
 	s.l.background(func() {
-		bytes := make(map[int]uint64, len(pids))
+		s.l.reading <- struct{}{}
+		defer func() { <-s.l.reading }()
+		sizes := make(map[int]proc.Memory, len(pids))
 		for _, pid := range pids {
 			if tree, err := proc.Host.Tree(pid); err == nil {
 				if memory, err := proc.Host.PSS(tree...); err == nil {
-					bytes[pid] = memory.Bytes
+					sizes[pid] = memory
 				}
 			}
 		}
 		s.measuring.Store(false)
-		found <- bytes
+		found <- sizes
 	})
 	late := time.NewTimer(sizesWithin)
 	defer late.Stop()
 	select {
-	case bytes := <-found:
-		return bytes
+	case sizes := <-found:
+		return sizes
 	case <-late.C:
 		return nil
 	}
@@ -216,19 +282,18 @@ func (s *sizer) sizes(pids []int) map[int]uint64 {
 // looked acts on what a look found: the number first, then what the guard wants,
 // then one worker more if there is room for it.
 func (s *sizer) looked(now time.Time, m look) {
-	s.looking = false
 	if !s.follows() {
 		return
 	}
 	if m.counts {
 		s.counted(now, m.kills)
 	}
-	if m.known {
+	if m.known && !m.weighs {
 		s.used = m.usage
 	}
-	for pid, bytes := range m.bytes {
+	for pid, memory := range m.sizes {
 		if w := s.watched[pid]; w != nil {
-			w.bytes = bytes
+			w.bytes = memory.Held()
 		}
 	}
 	occasion := s.replan
@@ -246,9 +311,12 @@ func (s *sizer) looked(now time.Time, m look) {
 	}
 	settled := false
 	for _, slot := range m.due {
+		first := s.learner.Measuring(slot)
 		if s.learner.Sample(now, slot, s.inSlot(slot)) {
 			settled = true
-			s.settled++
+			if first {
+				s.settled++
+			}
 		}
 	}
 	if settled && s.learner.Worker() > s.applied {
@@ -256,27 +324,32 @@ func (s *sizer) looked(now time.Time, m look) {
 	}
 	s.scale()
 	s.protect(now, m)
-	s.grow(m)
+	if m.weighs {
+		s.grow(m)
+	}
 }
 
 // base takes what is in use beside the workers. What belongs to workers that were
-// not measured is not beside them.
+// not measured is not beside them. The code that they run is there once, however
+// many they are: it is beside them too.
 func (s *sizer) base(m look) {
-	if !m.known || m.usage.Dir == "" && s.limits.Memory.Set {
-		return
+	if !m.known || len(m.sizes) == 0 || m.usage.Dir == "" && s.limits.Memory.Set {
+		return // what was found before is nearer
 	}
 	var workers []uint64
+	s.code = 0
 	for _, st := range s.l.sup.Seats() {
 		if st.PID == 0 {
 			continue
 		}
-		bytes, ok := m.bytes[st.PID]
-		if !ok {
-			bytes = s.need()
+		held := s.need()
+		if memory, ok := m.sizes[st.PID]; ok {
+			held = memory.Held()
+			s.code += memory.File
 		}
-		workers = append(workers, bytes)
+		workers = append(workers, held)
 	}
-	s.policy.Base = sizing.Base(m.usage.Held, workers...)
+	s.policy.Base = s.code + sizing.Base(m.usage.Held, workers...)
 }
 
 // need is what one worker is planned with, 0 if unknown.
@@ -338,22 +411,22 @@ func (s *sizer) grow(m look) {
 		return
 	}
 	// Where the usage cannot be read the plan is all there is to go by.
-	if m.known && !s.room() {
+	if m.known && !s.room(m.usage.Held) {
 		s.full = true
 		if s.fullAt == s.l.sup.Wanted() {
 			return // said already
 		}
 		s.fullAt = s.l.sup.Wanted()
 		s.l.log.Log(logger.Info, "no room for one more worker yet", logger.Field{Key: "workers", Value: s.l.sup.Wanted()},
-			logger.Field{Key: "planned", Value: s.goal()}, logger.Field{Key: "used", Value: int(s.used.Held)}, logger.Field{Key: "needs", Value: int(s.need())})
+			logger.Field{Key: "planned", Value: s.goal()}, logger.Field{Key: "used", Value: int(m.usage.Held)}, logger.Field{Key: "needs", Value: int(s.need())})
 		return
 	}
 	s.l.step(supervise.Scale{Workers: s.l.sup.Wanted() + 1, Serve: true, Why: s.why})
 }
 
-// room tells whether one more worker fits now.
-func (s *sizer) room() bool {
-	used := s.used.Held
+// room tells whether one more worker fits beside what is in use.
+func (s *sizer) room(used uint64) bool {
+	used += s.code
 	for _, st := range s.l.sup.Seats() {
 		if w := s.watched[st.PID]; s.unsettled(st) && w != nil && w.bytes < s.need() {
 			used += s.need() - w.bytes
@@ -452,8 +525,8 @@ func (s *sizer) protect(now time.Time, m look) {
 		s.shortage = false
 		s.obey(s.guard.OOMKill(s.killed, s.planned()))
 	}
-	if !now.Before(s.guard.Deadline()) || m.limits != nil {
-		u := sizing.Usage{Used: m.usage.Held, Planned: s.planned(), Running: len(s.watched), Worker: s.need(), Room: s.room(), Busy: s.busy()}
+	if !m.weighs && (!now.Before(s.guard.Deadline()) || m.limits != nil) {
+		u := sizing.Usage{Used: m.usage.Held, Planned: s.planned(), Running: len(s.watched), Worker: s.need(), Room: s.room(m.usage.Held), Busy: s.busy()}
 		// The machine is filled by strangers too, and what a program does about
 		// workers of its own is its business.
 		if m.known && m.usage.Dir != "" && !s.l.o.ExportWorkers {
@@ -468,9 +541,9 @@ func (s *sizer) protect(now time.Time, m look) {
 	s.weighed = now
 	var workers []sizing.Worker
 	for _, st := range s.l.sup.Seats() {
-		if bytes, ok := m.bytes[st.PID]; ok && serves(st) {
-			workers = append(workers, sizing.Worker{Slot: st.Slot, Bytes: bytes})
-			s.weigh(st, bytes)
+		if memory, ok := m.sizes[st.PID]; ok && serves(st) {
+			workers = append(workers, sizing.Worker{Slot: st.Slot, Bytes: memory.Held()})
+			s.check(st, memory.Bytes)
 		}
 	}
 	s.obey(s.guard.Workers(now, workers))
@@ -511,8 +584,8 @@ func (s *sizer) recycle(slot int, cause supervise.Cause, surge bool, why string)
 	}
 }
 
-// weigh replaces a worker that was over --max-worker-memory twice in a row.
-func (s *sizer) weigh(st supervise.Seat, bytes uint64) {
+// check replaces a worker that was over --max-worker-memory twice in a row.
+func (s *sizer) check(st supervise.Seat, bytes uint64) {
 	most, w := s.l.o.MaxWorkerMemory, s.watched[st.PID]
 	if most == 0 || w == nil || bytes <= most {
 		if w != nil {
@@ -540,17 +613,20 @@ func (s *sizer) expire(now time.Time) {
 	s.recycle(oldest.slot, supervise.CauseAge, s.second(), "it is older than --max-worker-age")
 }
 
-// second tells whether a second copy of a worker fits beside it for a while.
+// second tells whether a second copy of a worker fits beside it for a while, with
+// which the guard has nothing to do yet.
 func (s *sizer) second() bool {
-	return s.used.Dir == "" || s.used.Held+s.need() <= s.used.Limit.Bytes
+	return s.used.Dir == "" || !sizing.Over(s.used.Held+s.need(), s.used.Limit.Bytes)
 }
 
-// counted takes the kernel's count of kills for memory.
+// counted takes the kernel's count of kills for memory. It only grows, but a look
+// that took long may bring an older one after a newer.
 func (s *sizer) counted(now time.Time, kills uint64) {
-	if kills > s.ooms {
-		s.kills += int(kills - s.ooms)
-		s.killed, s.shortage = now, true
+	if kills <= s.ooms {
+		return
 	}
+	s.kills += int(kills - s.ooms)
+	s.killed, s.shortage = now, true
 	s.ooms = kills
 }
 
@@ -598,7 +674,7 @@ func workersOOMScore() *int {
 	return &score
 }
 
-// raiseOOMScore does for a worker that was started as a lone command what the stub
+// raiseOOMScore does for a worker that was started as a lone command what the fork
 // does for the others. A refusal changes nothing.
 func raiseOOMScore(pid int, score *int) {
 	if score != nil {

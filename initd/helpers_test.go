@@ -70,15 +70,16 @@ func FuzzExpand(f *testing.F) {
 
 func TestEnvironment(t *testing.T) {
 	t.Parallel()
-	base := []string{"A=1", "LISTEN_FDS=9", "LISTEN_PID=1", "LISTEN_FDNAMES=x", "NOTIFY_SOCKET=/run/n", "SKEP_ENV=/x", "SKEP_SLOT=old",
+	base := []string{"A=1", "LISTEN_FDS=9", "LISTEN_PID=1", "LISTEN_FDNAMES=x", "NOTIFY_SOCKET=/run/n", "WATCHDOG_USEC=5", "WATCHDOG_PID=1", "SKEP_ENV=/x", "SKEP_SLOT=old",
 		"WEB_CONCURRENCY=8", "A=2", "LISTEN_FDSX=1", "=weird", "bare", "XLISTEN_PID=1"}
 	kept := []string{"A=1", "SKEP_SLOT=old", "WEB_CONCURRENCY=8", "A=2", "LISTEN_FDSX=1", "=weird", "bare", "XLISTEN_PID=1"}
 	if got := environment(base, nil); !slices.Equal(got, kept) {
 		t.Errorf("\n got %q\nwant %q", got, kept)
 	}
-	set := map[string]string{"SKEP_SLOT": "2", "SKEP_WORKER_COUNT": "3", "WEB_CONCURRENCY": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "unknown"}
+	set := map[string]string{"SKEP_SLOT": "2", "SKEP_WORKER_COUNT": "3", "WEB_CONCURRENCY": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "unknown",
+		"NOTIFY_SOCKET": "@1", "WATCHDOG_USEC": "7"}
 	want := []string{"A=1", "A=2", "LISTEN_FDSX=1", "=weird", "bare", "XLISTEN_PID=1",
-		"SKEP_SLOT=2", "SKEP_WORKER_COUNT=3", "WEB_CONCURRENCY=1", "LISTEN_FDS=1", "LISTEN_FDNAMES=unknown"}
+		"SKEP_SLOT=2", "SKEP_WORKER_COUNT=3", "WEB_CONCURRENCY=1", "LISTEN_FDS=1", "LISTEN_FDNAMES=unknown", "NOTIFY_SOCKET=@1", "WATCHDOG_USEC=7"}
 	if got := environment(base, set); !slices.Equal(got, want) {
 		t.Errorf("\n got %q\nwant %q", got, want)
 	}
@@ -171,75 +172,6 @@ func FuzzFindUser(f *testing.F) {
 			t.Fatalf("%q is %+v: -1 means no change", text, u)
 		}
 	})
-}
-
-// The stub costs an exec: it is there when there is something for it to do.
-func TestNeeded(t *testing.T) {
-	t.Parallel()
-	adj := 1
-	for _, s := range []launch.Spec{{Filter: true}, {ListenPID: true}, {User: &launch.User{}}, {OOMScoreAdj: &adj}, {KSM: true}} {
-		if !needed(s) {
-			t.Errorf("%+v needs no stub", s)
-		}
-	}
-	if needed(launch.Spec{}) != !cleanMask {
-		t.Error("nothing to do needs a stub")
-	}
-}
-
-// Everything that can be caught is, and nothing else is asked for.
-func TestCatchSignalsTakesEverything(t *testing.T) {
-	if os.Getenv("LOOP_TEST_ALONE") == "" {
-		cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestCatchSignalsTakesEverything$", "-test.v")
-		cmd.Env = append(os.Environ(), "LOOP_TEST_ALONE=1")
-		out, err := cmd.CombinedOutput()
-		if err != nil || !strings.Contains(string(out), "--- PASS: TestCatchSignalsTakesEverything") {
-			t.Errorf("%v: %s", err, out)
-		}
-		return
-	}
-	signals := CatchSignals()
-	for sig := unix.Signal(1); sig <= 64; sig++ {
-		switch sig {
-		case unix.SIGKILL, unix.SIGSTOP, unix.SIGPROF, 32, 33, 34:
-			continue
-		case unix.SIGCHLD:
-			if err := unix.Kill(os.Getpid(), sig); err != nil {
-				t.Fatal(err)
-			}
-			await(t, signals.child, sig)
-			continue
-		}
-		if err := unix.Kill(os.Getpid(), sig); err != nil {
-			t.Fatal(err)
-		}
-		await(t, signals.other, sig)
-	}
-	status, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(string(status), "SigIgn:\t0000000000000000") {
-		t.Errorf("a signal is ignored, and children would inherit that:\n%s", status)
-	}
-}
-
-func await(t *testing.T, from chan os.Signal, want unix.Signal) {
-	t.Helper()
-	deadline := time.After(patience)
-	for {
-		select {
-		case got := <-from:
-			if got == want {
-				return
-			}
-			if got != unix.SIGURG { // the Go runtime's own
-				t.Fatalf("got %v, want %v", got, want)
-			}
-		case <-deadline:
-			t.Fatalf("signal %d never came", int(want))
-		}
-	}
 }
 
 const patience = 30 * time.Second

@@ -1,11 +1,21 @@
 package initd
 
 import (
+	"slices"
 	"strconv"
+	"time"
 
 	"skep/internal/logger"
 	"skep/port"
 	"skep/proc"
+)
+
+// A program that keeps its own workers listens before it forks them, by a moment or
+// by the time that its code takes to load. What has not forked within as long as it
+// took to listen, within these bounds, has no workers.
+const (
+	forksAfter  = 500 * time.Millisecond
+	forksWithin = 5 * time.Second
 )
 
 // inspect finds out, off the loop, whether a command that has begun to listen is
@@ -15,17 +25,40 @@ func (l *loop) inspect(w *worker) {
 		return
 	}
 	w.inspected = true
-	addrs, foreign := w.addrs, w.foreign
+	again := time.Duration(0)
+	for _, st := range l.sup.Seats() {
+		if st.PID == w.pid && !l.o.Insist {
+			again = min(max(time.Since(st.Started), forksAfter), forksWithin)
+		}
+	}
+	l.look(w, again)
+}
+
+// look is one look of inspect's, and another one after the time given unless that
+// is 0.
+func (l *loop) look(w *worker, again time.Duration) {
+	addrs, foreign := slices.Clone(w.addrs), slices.Clone(w.foreign)
 	l.offload(func() func() {
 		why := loner(w.pid, addrs, foreign)
+		if why == "" && again > 0 {
+			select {
+			case <-time.After(again):
+			case <-l.ctx.Done():
+				return nil
+			}
+		}
 		return func() {
 			if l.workers[w.seat] != w || !l.discover {
+				return
+			}
+			if why == "" && again > 0 {
+				l.look(w, 0)
 				return
 			}
 			l.discover = false
 			if why != "" && !l.o.Insist {
 				l.size.fixed = 1
-				l.log.Log(logger.Info, "running one process", logger.Field{Key: "why", Value: why})
+				l.alone(logger.Info, why)
 				return
 			}
 			l.size.replicate()
@@ -33,11 +66,19 @@ func (l *loop) inspect(w *worker) {
 	})
 }
 
+// insist ends the line that says why one process runs.
+const insist = "; -w N or --share-port PORT runs several"
+
+// alone tells the same for what is known before the command runs. Whoever sits at a
+// terminal is not told without being asked.
+func (l *loop) alone(level logger.Level, why string) {
+	l.log.Log(level, "running one process", logger.Field{Key: "why", Value: why})
+}
+
 // loner says why one process is all that a listening command wants, and which
 // flag decides otherwise; empty when nothing speaks against more. It reads files
 // of another process and may stall.
 func loner(pid int, addrs []port.Addr, foreign []port.Foreign) string {
-	const insist = "; -w N or --share-port PORT runs several"
 	tree, _ := proc.Host.Tree(pid)
 	if len(tree) > 1 {
 		return "it has forked workers of its own (" + strconv.Itoa(len(tree)) + " processes); --export-workers hands it the number" + insist
@@ -60,11 +101,11 @@ func loner(pid int, addrs []port.Addr, foreign []port.Foreign) string {
 			}
 		}
 	}
-	if locks, err := proc.Host.HoldsFileLocks(pid); err == nil && locks {
-		return "it holds file locks, as databases do" + insist
-	}
 	if runtime, err := proc.Host.Runtime(pid); err == nil && runtime != "" {
 		return runtime + " uses all CPUs by itself" + insist
+	}
+	if locks, err := proc.Host.HoldsFileLocks(pid); err == nil && locks {
+		return "it holds file locks, as databases do" + insist
 	}
 	return ""
 }

@@ -15,7 +15,6 @@ import (
 
 	"skep/config"
 	"skep/initd"
-	"skep/launch"
 	"skep/prestart/wait"
 )
 
@@ -23,10 +22,7 @@ import (
 // a whole process is (subreaper, signals, working directory), so it is always in
 // one of its own.
 func TestMain(m *testing.M) {
-	switch {
-	case launch.Is(os.Args):
-		os.Exit(launch.Main(os.Args))
-	case wait.Is(os.Args):
+	if wait.Is(os.Args) {
 		os.Exit(wait.Main(os.Args))
 	}
 	if len(os.Args) > 1 {
@@ -47,13 +43,19 @@ var roles = map[string]func(args []string){
 	"role:idle":     func([]string) { fmt.Println("up"); untilTerm() },
 	"role:listen":   runListen,
 	"role:serve":    runServe,
+	"role:beside":   runBeside,
+	"role:closing":  runClosing,
+	"role:counted":  runCounted,
 	"role:passed":   runPassed,
 }
 
 // runSkep is skep with the SKEP_ variables for flags. Run gets CatchSignals
 // first, as main does.
 func runSkep(command []string, fault <-chan struct{}) {
-	signals := initd.CatchSignals()
+	signals, err := initd.CatchSignals()
+	if err != nil {
+		fatal(err)
+	}
 	o, err := config.Build(config.Input{Environ: os.Environ(), Command: command, NeedsCommand: true})
 	if err == nil {
 		var code int
@@ -201,6 +203,50 @@ func runServe(args []string) {
 	}
 	fmt.Println("up", os.Getpid())
 	answer(l, strconv.Itoa(os.Getpid()))
+}
+
+// runClosing serves as runServe does until USR2, when it closes its listener and
+// lives on.
+func runClosing(args []string) {
+	go untilTerm()
+	closing := make(chan os.Signal, 1)
+	signal.Notify(closing, unix.SIGUSR2)
+	l, err := net.Listen("tcp", args[0])
+	if err != nil {
+		fatal(err)
+	}
+	fmt.Println("up", os.Getpid())
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			fmt.Fprintln(conn, os.Getpid())
+			_ = conn.Close()
+		}
+	}()
+	<-closing
+	_ = l.Close()
+	fmt.Println("closed", os.Getpid())
+	select {}
+}
+
+// runBeside does args[0] and then what runServe does with args[1].
+func runBeside(args []string) {
+	var err error
+	switch args[0] {
+	case "udp":
+		_, err = net.ListenPacket("udp", strings.Replace(args[1], "0.0.0.0", "127.0.0."+strconv.Itoa(1+os.Getpid()%250), 1)) // each its own
+	case "unix":
+		_, err = net.Listen("unix", "@"+args[1]+" "+strconv.Itoa(os.Getpid()))
+	case "port 0":
+		_, err = net.Listen("tcp", "0.0.0.0:0")
+	}
+	if err != nil {
+		fatal(err)
+	}
+	runServe(args[1:])
 }
 
 // runPassed serves what it is passed, by the rules of sd_listen_fds(3), and

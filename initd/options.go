@@ -50,7 +50,14 @@ const (
 	ReadyListen
 	// ReadyAlive is Policy.ReadyAfter alone.
 	ReadyAlive
+	// ReadyNotify is READY=1 of sd_notify(3).
+	ReadyNotify
+	// ReadyHTTP is an answer of 2xx or 3xx to a GET of Options.ReadyPath through the port.
+	ReadyHTTP
 )
+
+// seen tells whether workers are ready when they are seen to listen.
+func (r Ready) seen() bool { return r == ReadyAuto || r == ReadyListen }
 
 // Listen is one address that skep opens before it starts anything.
 type Listen struct {
@@ -87,8 +94,10 @@ type Options struct {
 	SharePorts []uint16
 	Balance    Balance
 	Ready      Ready
-	// HangTimeout is how long a ready worker may accept nothing while its queue
-	// holds connections; 0 only steers around it.
+	ReadyPath  string
+	// HangTimeout is how long a ready worker may not get on: accept nothing while its
+	// queue holds connections, or have its accepting thread blocked while some are
+	// open; 0 only steers around it.
 	HangTimeout time.Duration
 	// ExportWorkers gives the count to one copy that keeps its own workers.
 	ExportWorkers bool

@@ -1,7 +1,6 @@
 package initd
 
 import (
-	"errors"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -87,10 +86,12 @@ func (l *loop) listening(fact port.Listening) {
 		l.log.Log(logger.Debug, "worker listens", l.slotOf(fact.Slot), logger.Field{Key: "address", Value: fact.Addr.String()})
 	}
 	w.addrs = append(w.addrs, fact.Addr)
+	l.probeAt(w, fact.Addr)
 	if fact.Process == w.pid {
 		w.thread = fact.Thread
+		l.steer.changes++
 	}
-	if l.o.Ready != ReadyAlive {
+	if l.o.Ready.seen() {
 		l.step(supervise.BecameReady{PID: w.pid})
 	}
 	if l.discover {
@@ -98,15 +99,12 @@ func (l *loop) listening(fact port.Listening) {
 	}
 }
 
-// cannotShare acts on a stub that could not install the filter.
+// cannotShare acts on a filter that could not be installed.
 func (l *loop) cannotShare(w *worker, err error) {
-	if errors.Is(err, port.ErrNoListener) {
-		return // the stub's end says why
-	}
 	if l.workers[w.seat] != w {
 		return
 	}
-	l.fallBack(err.Error() + "; use --listen if the program can take a descriptor")
+	l.fallBack("cannot install the bind filter: " + err.Error() + "; use --listen if the program can take a descriptor")
 }
 
 // fallBack goes on with one worker, which is always right.
@@ -117,6 +115,7 @@ func (l *loop) fallBack(why string) {
 	l.sharing, l.discover = false, false
 	l.log.Log(logger.Warn, "the port cannot be shared, going on with one worker", logger.Field{Key: "why", Value: why})
 	l.size.fixed = 1
+	l.noProbes("its port is not shared")
 	if l.sup.Phase() == supervise.Running {
 		l.step(supervise.Scale{Workers: 1, Why: "the port cannot be shared"})
 	}
@@ -127,6 +126,9 @@ func (l *loop) relisten(hangup port.Hangup) {
 	switch fact := fact.(type) {
 	case port.Revived:
 		l.log.Log(logger.Warn, "a worker shut down a shared socket; listening again, what was queued in it is lost",
+			l.slotOf(fact.Slot), logger.Field{Key: "address", Value: fact.Addr.String()})
+	case port.Client:
+		l.log.Log(logger.Debug, "a worker connects from a port that it has bound; letting go of the socket",
 			l.slotOf(fact.Slot), logger.Field{Key: "address", Value: fact.Addr.String()})
 	}
 	if err != nil {

@@ -707,12 +707,77 @@ func TestDiscovery(t *testing.T) {
 	s.gone(pids...)
 }
 
+// locking is a server that holds a file lock.
+const locking = `
+import fcntl, os, signal, socket, sys, tempfile
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+lock = tempfile.TemporaryFile()
+fcntl.flock(lock, fcntl.LOCK_EX)
+host, port = sys.argv[1].split(":")
+listener = socket.socket()
+listener.bind((host, int(port)))
+listener.listen()
+print("up", os.getpid(), flush=True)
+while True:
+    listener.accept()[0].close()
+`
+
+// What says that one process is all that a command wants, each with its line.
+func TestOneProcessIsAllItWants(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name, why string
+		command   func(address string) []string
+	}{
+		{"loopback", "listens on loopback only", func(address string) []string {
+			return []string{self, "role:serve", strings.Replace(address, "0.0.0.0", "127.0.0.1", 1)}
+		}},
+		{"udp", "listens on UDP besides", func(address string) []string { return []string{self, "role:beside", "udp", address} }},
+		{"unix", "listens on unix besides", func(address string) []string { return []string{self, "role:beside", "unix", address} }},
+		{"port 0", "listens on TCP besides", func(address string) []string { return []string{self, "role:beside", "port 0", address} }},
+		{"forked", "forked workers of its own", func(address string) []string { return sh("sleep 1000 & exec " + self + " role:serve " + address) }},
+		{"lock", "holds file locks", func(address string) []string {
+			// Of a Go program it would be said that it is one.
+			return []string{testneed.Program(t, "python3"), "-c", locking, address}
+		}},
+		{"go", "go uses all CPUs by itself", func(address string) []string { return []string{self, "role:serve", address} }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			address := fmt.Sprintf("0.0.0.0:%d", freePort(t))
+			s := start(t, []string{"stop-timeout=5s"}, c.command(address))
+			s.pids(1)
+			if line := s.wait(s.err, "running one process", 1)[0]; !strings.Contains(line, c.why) || !strings.Contains(line, "-w N") {
+				t.Errorf("%q; want %q in it, and the flag that decides otherwise", line, c.why)
+			}
+			s.signal(unix.SIGTERM)
+			s.ended(0)
+			if n := len(s.out.matching("^up")); n != 1 {
+				t.Errorf("%d processes ran", n)
+			}
+			// Somebody who says so gets several.
+			address = fmt.Sprintf("0.0.0.0:%d", freePort(t))
+			s = start(t, []string{"workers=2", "stop-timeout=5s"}, c.command(address))
+			s.pids(2)
+			s.signal(unix.SIGTERM)
+			s.ended(0)
+			if lines := s.err.matching("running one process"); len(lines) > 0 {
+				t.Errorf("%q although two were asked for", lines)
+			}
+		})
+	}
+}
+
 // What a step hands over reaches the workers, and what belongs to skep's own
 // parent does not.
 func TestWorkersEnvironment(t *testing.T) {
 	t.Parallel()
 	settings := quick(2, `prestart=sh -c "echo FROM_STEP=a b >>$SKEP_ENV; echo SECOND=x >>$SKEP_ENV"`,
-		"LISTEN_FDS=3", "LISTEN_PID=1", "LISTEN_FDNAMES=a:b:c", "NOTIFY_SOCKET=/run/notify", "SKEP_ENV=/dev/null", "WEB_CONCURRENCY=7", "OWN=kept")
+		"LISTEN_FDS=3", "LISTEN_PID=1", "LISTEN_FDNAMES=a:b:c", "NOTIFY_SOCKET=/run/notify", "WATCHDOG_USEC=9", "SKEP_ENV=/dev/null", "WEB_CONCURRENCY=7", "OWN=kept")
 	s := start(t, settings, sh(`env | sed "s/^/$SKEP_SLOT /"; echo up $$; exec sleep 1000`))
 	s.pids(2)
 	for slot := range 2 {
@@ -722,7 +787,7 @@ func TestWorkersEnvironment(t *testing.T) {
 			}
 		}
 	}
-	if leaked := s.out.matching(`^\d (LISTEN_|NOTIFY_SOCKET|SKEP_ENV)`); len(leaked) > 0 {
+	if leaked := s.out.matching(`^\d (LISTEN_|NOTIFY_SOCKET|WATCHDOG_|SKEP_ENV)`); len(leaked) > 0 {
 		t.Errorf("leaked: %q", leaked)
 	}
 	s.signal(unix.SIGTERM)
@@ -857,6 +922,127 @@ func TestBoundPortIsShared(t *testing.T) {
 			s.ended(0)
 		})
 	}
+}
+
+// A program that picks its port anew at each start leaves no listener behind, and
+// nobody who asks another worker on the old port notices.
+func TestPortsThatNobodyBindsAreGivenUp(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	choice := filepath.Join(t.TempDir(), "address")
+	choose := func() string {
+		address := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+		if err := os.WriteFile(choice, []byte(address), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return address
+	}
+	first := choose()
+	s := start(t, []string{"workers=2", "restart-delay=10ms"}, sh("exec "+self+" role:serve $(cat "+choice+")"))
+	pids := s.pids(2)
+	s.wait(s.err, "worker ready", 2)
+	second := choose()
+	if err := unix.Kill(pids[0], unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	pids = s.pids(3)
+	s.wait(s.err, "worker ready", 3)
+	listeners := func() int {
+		all, err := proc.FS("/proc").Listeners(s.cmd.Process.Pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(all)
+	}
+	if n := listeners(); n != 3 {
+		t.Errorf("skep holds %d listeners before, want 3", n)
+	}
+	stays := strconv.Itoa(pids[1])
+	for deadline := time.Now().Add(patience); listeners() != 2; {
+		if time.Now().After(deadline) {
+			t.Fatalf("skep still holds %d listeners", listeners())
+		}
+		if got, err := ask("tcp", first); err != nil || got != stays {
+			t.Fatalf("%q, %v on the old port; want %s", got, err, stays)
+		}
+	}
+	s.wait(s.err, "does not listen where the one before it did.* address="+first, 1)
+	for address, want := range map[string]string{first: stays, second: strconv.Itoa(pids[2])} {
+		for range 20 {
+			if got, err := ask("tcp", address); err != nil || got != want {
+				t.Fatalf("%q, %v on %s; want %s", got, err, address, want)
+			}
+		}
+	}
+	s.signal(unix.SIGTERM)
+	s.ended(0)
+}
+
+// A worker that closes its listener and lives on gets nothing new; what has come to
+// it before that was seen is answered by its successor.
+func TestWorkerThatClosesItsListener(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	s := start(t, []string{"workers=2", "restart-delay=10ms"}, []string{self, "role:closing", address})
+	pids := s.pids(2)
+	s.wait(s.err, "worker ready", 2)
+	askUntil(t, address, 2)
+	if err := unix.Kill(pids[0], unix.SIGUSR2); err != nil {
+		t.Fatal(err)
+	}
+	s.wait(s.out, "closed", 1)
+	// Some that come now are put into the queue that nobody empties.
+	answers := make(chan string, 100_000)
+	asked, inTurn := 0, 0
+	for deadline := time.Now().Add(patience); inTurn < 50; asked++ {
+		if time.Now().After(deadline) || asked == cap(answers) {
+			t.Fatalf("after %d connections skep does not notice", asked)
+		}
+		done := make(chan bool, 1)
+		go func() {
+			got, err := ask("tcp", address)
+			if err != nil {
+				got = err.Error()
+			}
+			answers <- got
+			done <- true
+		}()
+		select {
+		case <-done:
+			if inTurn++; len(s.err.matching("closed its listener and lives on")) == 0 {
+				inTurn = 0
+			}
+		case <-time.After(200 * time.Millisecond): // it waits, or the machine is slow
+			inTurn = 0
+		}
+	}
+	if err := unix.Kill(pids[0], unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	successor := s.pids(3)[2]
+	queued := 0
+	for range asked {
+		switch got := <-answers; got {
+		case strconv.Itoa(pids[1]):
+		case strconv.Itoa(successor):
+			queued++
+		default:
+			t.Errorf("answer %q, want one of %d and %d", got, pids[1], successor)
+		}
+	}
+	t.Logf("of %d that came before it was noticed, %d waited for the successor", asked, queued)
+	if queued == 0 {
+		t.Error("nothing was queued, so nothing was shown")
+	}
+	s.signal(unix.SIGTERM)
+	s.ended(0)
 }
 
 // Where the kernel refuses the filter, one worker serves, and one line says so.

@@ -15,6 +15,7 @@ import (
 
 	"skep/initd/supervise"
 	"skep/internal/logger"
+	"skep/internal/signals"
 	"skep/launch"
 	"skep/port"
 	"skep/prestart"
@@ -41,7 +42,7 @@ const ExitOwnFault = 125
 // last process, and returns skep's exit code. An error is returned only for what
 // was found wrong before anything was started; it is a *Failure. Run is called
 // once, from the main goroutine, after CatchSignals.
-func Run(o Options, signals *Signals) (int, error) {
+func Run(o Options, signals *signals.Source) (int, error) {
 	l, err := prepare(o, signals)
 	if err != nil {
 		return 0, err
@@ -53,7 +54,7 @@ func Run(o Options, signals *Signals) (int, error) {
 type loop struct {
 	o       Options
 	log     *logger.Logger
-	signals *Signals
+	signals *signals.Source
 	self    int    // own pid
 	exe     string // path by which the new process finds this very program
 	dir     string // the working directory of workers and steps
@@ -69,33 +70,37 @@ type loop struct {
 	workers map[int]*worker // by seat
 	size    *sizer
 	steer   *steering
+	notify  *notifySocket   // nil without --ready notify
+	probes  map[int]*worker // by the pid of the process that asks them
 
 	asks    chan *port.Ask
 	hangups chan port.Hangup
 	reports chan func()
+	reading chan struct{} // as many as read, see readers
 	timer   *time.Timer
 
-	terminal  bool  // the command is the foreground job of the terminal on descriptor 0
-	stopped   bool  // the command was stopped by job control
-	swallow   []int // signals that skep has brought upon itself and does not pass on
-	sharing   bool  // workers are started with the bind filter
-	oomScore  *int  // oom_score_adj of workers, nil to leave it alone
-	discover  bool  // still finding out whether the command is a server
-	draining  map[int]time.Time
-	stalls    map[int]*stall // by seat
-	looked    time.Time      // at starting workers that were passed descriptors
-	quit      bool
-	code      int
-	ctx       context.Context // ends with the loop
-	childless bool
-	sweeps    []int    // signals for what is left, sent when it is known whether anything is
-	early     []string // lines from before there was a log
+	terminal    bool  // the command is the foreground job of the terminal on descriptor 0
+	stopped     bool  // the command was stopped by job control
+	swallow     []int // signals that skep has brought upon itself and does not pass on
+	sharing     bool  // workers are started with the bind filter
+	oomScore    *int  // oom_score_adj of workers, nil to leave it alone
+	discover    bool  // still finding out whether the command is a server
+	draining    map[int]time.Time
+	stalls      map[suspect]*stall
+	cannotProbe string    // why --ready http cannot be asked, empty when it can
+	looked      time.Time // at starting workers that were passed descriptors
+	quit        bool
+	code        int
+	ctx         context.Context // ends with the loop
+	childless   bool
+	sweeps      []int    // signals for what is left, sent when it is known whether anything is
+	early       []string // lines from before there was a log
 }
 
 // processes is what the loop does to processes, all of it. It is reaper.Table;
 // tests of timers put made-up processes in its place.
 type processes interface {
-	Start(c reaper.Command) (pid int, err error)
+	Start(c reaper.Command) (launch.Process, error)
 	Has(pid int) bool
 	Reap(exited func(reaper.Exit), stopped func(pid, signal int)) (children bool)
 	Signal(pid, sig int, group bool) error
@@ -105,12 +110,13 @@ type processes interface {
 }
 
 // prepare does all that may fail before anything is started.
-func prepare(o Options, signals *Signals) (*loop, error) {
+func prepare(o Options, signals *signals.Source) (*loop, error) {
 	l := &loop{
 		o: o, signals: signals, self: os.Getpid(), env: o.Environ,
 		table:   reaper.NewTable(),
-		workers: make(map[int]*worker), draining: make(map[int]time.Time), stalls: make(map[int]*stall),
+		workers: make(map[int]*worker), draining: make(map[int]time.Time), stalls: make(map[suspect]*stall), probes: make(map[int]*worker),
 		asks: make(chan *port.Ask, 64), hangups: make(chan port.Hangup, 16), reports: make(chan func(), 64),
+		reading: make(chan struct{}, readers),
 	}
 	var err error
 	if l.user, err = lookupUser(o.User); err != nil {
@@ -144,7 +150,12 @@ func prepare(o Options, signals *Signals) (*loop, error) {
 	}
 	l.size, l.steer = newSizer(l), newSteering(l)
 	l.decideAtStart()
-	err = l.holdListeners()
+	if o.Ready == ReadyNotify && !o.Prestart.Only {
+		l.notify, err = newNotifySocket()
+	}
+	if err == nil {
+		err = l.holdListeners()
+	}
 	if err == nil && l.before == nil {
 		err = l.openListeners()
 	}
@@ -168,6 +179,9 @@ func prepare(o Options, signals *Signals) (*loop, error) {
 	}
 	_ = unix.Chdir("/")
 	l.log = logger.New(2, o.LogLevel, o.LogFormat, time.Now)
+	if o.Discover && !l.o.Discover {
+		l.alone(logger.Debug, "a terminal is on its stdin"+insist)
+	}
 	if o.Boring {
 		haveThreads(1) // only the loop makes system calls
 	} else {
@@ -176,10 +190,15 @@ func prepare(o Options, signals *Signals) (*loop, error) {
 	return l, nil
 }
 
-// spareThreads is how many goroutines of the loop can be in system calls at a
-// time beside those that have a thread of their own: a fork, reading limits,
-// measuring and inspecting workers.
-const spareThreads = 4
+// readers is how many goroutines read of limits and workers at a time, and
+// spareThreads how many may be in a system call that lasts: those, and the one that
+// writes the log. The loop itself has the first thread. With what the runtime has
+// for itself that makes six, so that there is room for one worker where a container
+// may have seven.
+const (
+	readers      = 2
+	spareThreads = readers + 1
+)
 
 // haveThreads makes the runtime start threads that it keeps for later. When a
 // container's pids limit is reached there are no more to be had, and a Go program
@@ -226,13 +245,13 @@ func (l *loop) run() (code int) {
 	for !l.quit {
 		l.arm()
 		select {
-		case <-l.signals.child:
+		case <-l.signals.Child:
 			l.reap()
-		case sig := <-l.signals.other:
+		case sig := <-l.signals.Other:
 			if l.before == nil {
 				l.reap() // an exit that came first is seen first
 			}
-			l.signal(int(sig.(unix.Signal)))
+			l.signal(sig)
 		case <-l.timer.C:
 			l.reap()
 			l.tick()
@@ -251,6 +270,9 @@ func (l *loop) run() (code int) {
 func (l *loop) begin() {
 	if len(l.o.Listen) > 0 || l.sharing {
 		l.background(func() { _ = l.ports.Watch(l.ctx, l.hangups) })
+	}
+	if l.notify != nil {
+		l.hear()
 	}
 	l.size.watch(l.ctx)
 	l.reap() // an orphan may have ended before SIGCHLD was caught
@@ -296,6 +318,7 @@ func (l *loop) arm() {
 		earliest(l.drainCheck(), true)
 		earliest(l.awaitAt(), true)
 		earliest(l.hangAt(), true)
+		earliest(l.steer.sweepAt(), true)
 	}
 	if at.IsZero() {
 		l.timer.Stop()
@@ -317,6 +340,7 @@ func (l *loop) tick() {
 	l.checkDrained(now)
 	l.await(now)
 	l.checkHangs(now)
+	l.steer.sweep(now)
 }
 
 // settle tells the machines what follows from what has just happened.
@@ -335,6 +359,7 @@ func (l *loop) settle() {
 	if l.childless && l.sup.Phase() == supervise.Sweeping {
 		l.step(supervise.Childless{})
 	}
+	l.endProbes()
 	l.size.observe(time.Now())
 	l.steer.update()
 }
@@ -360,7 +385,7 @@ func (l *loop) exited(e reaper.Exit) {
 		l.log.Log(logger.Debug, "reaped an orphan", logger.Field{Key: "pid", Value: e.PID}, logger.Field{Key: "status", Value: e.Status.String()})
 	case l.before != nil:
 		l.before.exited(e)
-	case l.sup != nil:
+	case l.sup != nil && !l.proberEnded(e):
 		oom := e.Status.Signal == int(unix.SIGKILL) && l.size.oomKilled(time.Now())
 		if oom {
 			l.size.tooLarge()
@@ -438,7 +463,6 @@ func (l *loop) signal(sig int) {
 		return
 	}
 	switch {
-	case sig == int(unix.SIGPIPE) && l.log.OwnPipe():
 	case l.before != nil:
 		l.before.signal(sig)
 	case sig == int(unix.SIGCONT) && l.stopped:
@@ -455,11 +479,14 @@ func (l *loop) signal(sig int) {
 	}
 }
 
-// offload runs f, which may stall, on a goroutine of its own. What f returns is
-// called by the loop.
+// offload runs f, which may stall, on a goroutine of its own, when it is its turn.
+// What f returns is called by the loop.
 func (l *loop) offload(f func() func()) {
 	l.background(func() {
-		if report := f(); report != nil {
+		l.reading <- struct{}{}
+		report := f()
+		<-l.reading
+		if report != nil {
 			l.reports <- report
 		}
 	})
@@ -491,7 +518,7 @@ func (l *loop) emergency(fault any, stack []byte) int {
 	defer grace.Stop()
 	for killed := false; reap(); {
 		select {
-		case <-l.signals.child:
+		case <-l.signals.Child:
 		case <-grace.C:
 			if killed {
 				return ExitOwnFault // what is left cannot be ended

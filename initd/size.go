@@ -82,7 +82,11 @@ func (l *loop) decideAtStart() {
 	l.discover = l.o.Discover
 	l.oomScore = workersOOMScore()
 	if l.o.KSM {
-		if run, err := os.ReadFile("/sys/kernel/mm/ksm/run"); err != nil || strings.TrimSpace(string(run)) != "1" {
+		// Children inherit the wish, through execve as well (Linux 6.7): asking for it in each
+		// of them would do no more.
+		if err := unix.Prctl(unix.PR_SET_MEMORY_MERGE, 1, 0, 0, 0); err != nil {
+			l.early = append(l.early, "--ksm has no effect: the kernel refuses: "+err.Error())
+		} else if run, err := os.ReadFile("/sys/kernel/mm/ksm/run"); err != nil || strings.TrimSpace(string(run)) != "1" {
 			l.early = append(l.early, "--ksm has no effect: the kernel merges no pages (/sys/kernel/mm/ksm/run is not 1)")
 		}
 	}
@@ -107,9 +111,10 @@ func (s *sizer) first() int {
 }
 
 // learns tells whether memory bounds the number and what one worker needs is
-// not known yet.
+// not known yet. From a program that keeps its own workers nothing is learned: it
+// is told their number before it has any.
 func (s *sizer) learns() bool {
-	return s.fixed == 0 && s.decision.LimitBytes != nil && s.policy.WorkerMemory == 0
+	return s.fixed == 0 && !s.l.o.ExportWorkers && s.decision.LimitBytes != nil && s.policy.WorkerMemory == 0
 }
 
 // count is the number of workers that SKEP_WORKER_COUNT and {workers} tell.
@@ -128,6 +133,9 @@ func (s *sizer) announce() {
 	}
 	if !o.Policy.Serve {
 		return
+	}
+	if o.ExportWorkers && s.fixed == 0 && s.limits.Memory.Set && s.decision.WorkerBytes == nil {
+		s.l.log.Log(logger.Warn, "the memory limit does not bound the number of workers that the program is told: give --worker-memory SIZE, what one of them needs")
 	}
 	s.explain("serving", logger.Field{Key: "stop_timeout", Value: max(o.Policy.StopTimeout, o.Policy.ServeStopTimeout)})
 }

@@ -14,6 +14,8 @@ import (
 
 	"skep/initd/supervise"
 	"skep/internal/logger"
+	"skep/internal/signals"
+	"skep/launch"
 	"skep/port"
 	"skep/reaper"
 	"skep/sizing"
@@ -23,7 +25,7 @@ import (
 // the test says so, or by a signal that they do not ignore.
 type made struct {
 	begun   time.Time
-	child   chan os.Signal
+	child   chan struct{}
 	last    int
 	alive   map[int]bool
 	ended   []reaper.Exit
@@ -44,14 +46,14 @@ func (m *made) say(format string, args ...any) {
 	m.events = append(m.events, fmt.Sprintf("%v ", m.at())+fmt.Sprintf(format, args...))
 }
 
-func (m *made) Start(c reaper.Command) (int, error) {
+func (m *made) Start(c reaper.Command) (launch.Process, error) {
 	m.starts = append(m.starts, m.at())
 	if m.refuse != nil {
-		return 0, &reaper.StartError{Path: c.Path, Err: m.refuse}
+		return launch.Process{}, &launch.StartError{Path: c.Path, Err: m.refuse}
 	}
 	m.last++
 	m.alive[far+m.last] = true
-	return far + m.last, nil
+	return launch.Process{PID: far + m.last, Listener: -1}, nil
 }
 
 func (m *made) Has(pid int) bool { return m.alive[pid] }
@@ -71,7 +73,7 @@ func (m *made) end(pid int, status reaper.Status) {
 		m.ended = append(m.ended, reaper.Exit{PID: pid, Status: status, Known: true})
 	}
 	select {
-	case m.child <- unix.SIGCHLD:
+	case m.child <- struct{}{}:
 	default:
 	}
 }
@@ -144,13 +146,13 @@ func play(t *testing.T, o Options, body func(p *played)) {
 			t.Fatal(err)
 		}
 		defer log.Close()
-		m := &made{begun: time.Now(), child: make(chan os.Signal, 1), alive: make(map[int]bool)}
+		m := &made{begun: time.Now(), child: make(chan struct{}, 1), alive: make(map[int]bool)}
 		l := &loop{
 			o: o, self: far, path: "/server", table: m,
-			signals: &Signals{child: m.child, other: make(chan os.Signal, 16)},
+			signals: &signals.Source{Child: m.child, Other: make(chan int, 16)},
 			log:     logger.New(int(log.Fd()), o.LogLevel, o.LogFormat, time.Now),
 			workers: make(map[int]*worker), draining: make(map[int]time.Time),
-			asks: make(chan *port.Ask), hangups: make(chan port.Hangup), reports: make(chan func(), 64),
+			asks: make(chan *port.Ask), hangups: make(chan port.Hangup), reports: make(chan func(), 64), reading: make(chan struct{}, readers),
 		}
 		if l.ports, err = port.NewSet(port.Options{}); err != nil {
 			t.Fatal(err)
@@ -181,7 +183,7 @@ func (p *played) exit(pid, code int) {
 }
 
 func (p *played) send(sig unix.Signal) {
-	p.loop.signals.other <- sig
+	p.loop.signals.Other <- int(sig)
 	synctest.Wait()
 }
 
@@ -202,7 +204,7 @@ func (p *played) over(code int) {
 		}
 	default:
 		p.Errorf("after %v the loop goes on", p.at())
-		p.loop.signals.other <- unix.SIGTERM
+		p.loop.signals.Other <- int(unix.SIGTERM)
 		p.ignore = nil
 		time.Sleep(time.Hour)
 		<-p.done

@@ -5,7 +5,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -30,58 +29,54 @@ type worker struct {
 	addrs           []port.Addr
 	foreign         []port.Foreign
 	awaited         *awaited // while it starts with passed descriptors
+	probed          probed   // for --ready http
+	status          string   // what it says of itself, by STATUS= of sd_notify(3)
 }
 
 // start answers supervise.Start.
 func (l *loop) start(e supervise.Start) supervise.Event {
 	w := &worker{seat: e.Seat, slot: e.Slot}
 	failed := func(err error) supervise.Event {
-		var cannot *reaper.StartError
+		var cannot *launch.StartError
 		if errors.As(err, &cannot) {
 			if !cannot.Transient() && !l.sup.Serving() {
 				return supervise.StartFailed{Seat: e.Seat, Code: l.cannotExecute(cannot), Err: err.Error()}
 			}
 			return supervise.StartFailed{Seat: e.Seat, Code: cannot.ExitCode(), Err: err.Error(), Transient: cannot.Transient()}
 		}
-		return supervise.StartFailed{Seat: e.Seat, Code: ExitOwnFault, Err: err.Error(), Transient: reaper.Transient(err)}
+		return supervise.StartFailed{Seat: e.Seat, Code: ExitOwnFault, Err: err.Error(), Transient: launch.Transient(err)}
 	}
 	l.ports.Renew(e.Seat)
-	c, spec, err := l.command(w)
+	c, err := l.command(w)
 	if err != nil {
 		return failed(err)
 	}
-	ours, theirs := -1, -1
-	if spec.Filter {
-		if ours, theirs, err = sys.SocketPair(); err != nil {
-			return failed(err)
-		}
-		defer unix.Close(theirs)
-		spec.NotifyFD = len(c.Files)
-		c.Files = append(c.Files, uintptr(theirs))
-	}
-	w.pid, err = l.spawn(c, spec)
+	p, err := l.table.Start(c)
 	if err != nil {
-		if ours >= 0 {
-			_ = unix.Close(ours)
-		}
 		return failed(err)
 	}
+	w.pid = p.PID
 	l.workers[e.Seat] = w
 	l.childless = false
-	delete(l.stalls, e.Seat)
+	l.cleared(e.Seat)
 	if l.o.As != nil {
 		l.print(l.o.As.Spawned(w.pid))
 	}
-	if ours >= 0 {
-		l.intercept(w, ours)
+	if p.NoOOMScore != nil {
+		l.log.Log(logger.Warn, "cannot set oom_score_adj; the kernel may choose skep before its workers when memory ends",
+			logger.Field{Key: "slot", Value: w.slot}, logger.Field{Key: "error", Value: p.NoOOMScore.Error()})
 	}
+	if c.Filter {
+		l.intercept(w, p)
+	}
+	l.findProbe(w)
 	return supervise.Started{Seat: e.Seat, PID: w.pid}
 }
 
 // cannotExecute says why a lone command could not be executed although it was
 // found (its interpreter is missing, its format is wrong), and returns the code
 // that skep ends with. The supervisor has no word for it: nothing was running.
-func (l *loop) cannotExecute(err *reaper.StartError) (code int) {
+func (l *loop) cannotExecute(err *launch.StartError) (code int) {
 	if l.o.As != nil {
 		code, line := l.o.As.ExecFailure(sys.Errno(err))
 		l.print(line)
@@ -91,64 +86,11 @@ func (l *loop) cannotExecute(err *reaper.StartError) (code int) {
 	return err.ExitCode()
 }
 
-// spawn forks and executes, through the stub if something has to happen in
-// between. A script without #! goes to the shell, as execvp(3) has it.
-func (l *loop) spawn(c reaper.Command, spec launch.Spec) (pid int, err error) {
-	if needed(spec) {
-		// The stub does the rest in the new process, where PATH counts again.
-		spec.Named = c.Argv[0] != c.Path
-		if spec.Named { // its name is the caller's affair, and skep-wait is known by it
-			c.Argv = append([]string{c.Path}, c.Argv...)
-		}
-		c.Path, c.Argv = launch.Command(l.exe, spec, c.Argv)
-		defer blockSignals()()
-	}
-	pid, err = l.table.Start(c)
-	if errors.Is(err, unix.ENOEXEC) {
-		c.Argv = append([]string{"/bin/sh", c.Path}, c.Argv[1:]...)
-		c.Path = "/bin/sh"
-		pid, err = l.table.Start(c)
-	}
-	return pid, err
-}
-
-// blockSignals blocks every signal for this thread, and so for a process forked
-// from it, until the returned function is called. The stub is a Go program with
-// several threads: if one of them had taken a signal at the moment another
-// executes the command, the signal would die with its thread. Blocked from birth
-// it stays pending until the stub's last step unblocks it (launch.Main).
-func blockSignals() (restore func()) {
-	runtime.LockOSThread()
-	var all, old unix.Sigset_t
-	for i := range all.Val {
-		all.Val[i] = ^all.Val[i]
-	}
-	if unix.PthreadSigmask(unix.SIG_SETMASK, &all, &old) != nil {
-		return runtime.UnlockOSThread
-	}
-	return func() {
-		_ = unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil)
-		runtime.UnlockOSThread()
-	}
-}
-
-// needed tells whether something has to happen between fork and exec.
-func needed(s launch.Spec) bool {
-	return s.Filter || s.ListenPID || s.User != nil || s.OOMScoreAdj != nil || s.KSM || !cleanMask
-}
-
-// cleanMask tells whether skep was started with no signal blocked. Otherwise
-// children would inherit the mask, and the stub has to empty it.
-var cleanMask = func() bool {
-	var set unix.Sigset_t
-	return unix.PthreadSigmask(unix.SIG_BLOCK, nil, &set) == nil && set == unix.Sigset_t{}
-}()
-
 // command makes the command line and environment of one worker.
-func (l *loop) command(w *worker) (reaper.Command, launch.Spec, error) {
+func (l *loop) command(w *worker) (reaper.Command, error) {
 	o := &l.o
-	spec := launch.Spec{User: l.user, KSM: o.KSM, Filter: l.sharing}
-	c := reaper.Command{Path: l.path, Env: l.env, Dir: l.dir, Files: []uintptr{0, 1, 2}, Terminal: -1}
+	c := reaper.Command{Command: launch.Command{Path: l.path, Env: l.env, Dir: l.dir, Files: []uintptr{0, 1, 2}, Terminal: -1,
+		User: l.user, Filter: l.sharing}}
 	if l.terminal && !l.sup.Serving() {
 		c.Terminal = 0
 	}
@@ -157,16 +99,16 @@ func (l *loop) command(w *worker) (reaper.Command, launch.Spec, error) {
 		if o.As != nil {
 			l.arrange(&c)
 		}
-		return c, spec, nil
+		return c, nil
 	}
 	if l.sup.Serving() {
-		spec.OOMScoreAdj = l.oomScore
+		c.OOMScoreAdj = l.oomScore
 	}
 	count := l.size.count()
 	for _, arg := range o.Command {
 		arg, err := Expand(arg, o.Listen, w.slot, count)
 		if err != nil {
-			return c, spec, err
+			return c, err
 		}
 		c.Argv = append(c.Argv, arg)
 	}
@@ -191,7 +133,7 @@ func (l *loop) command(w *worker) (reaper.Command, launch.Spec, error) {
 				err = l.ports.Listen(h)
 			}
 			if err != nil {
-				return c, spec, err
+				return c, err
 			}
 			c.Files = append(c.Files, uintptr(h.FD()))
 			name := listen.Name
@@ -200,17 +142,37 @@ func (l *loop) command(w *worker) (reaper.Command, launch.Spec, error) {
 			}
 			names = append(names, name)
 		}
-		env["LISTEN_FDS"] = strconv.Itoa(len(o.Listen))
-		env["LISTEN_FDNAMES"] = strings.Join(names, ":")
-		spec.ListenPID = true
+		if !takesURL(o.Command) {
+			env["LISTEN_FDS"] = strconv.Itoa(len(o.Listen))
+			env["LISTEN_FDNAMES"] = strings.Join(names, ":")
+			c.OwnPID = append(c.OwnPID, "LISTEN_PID")
+		}
+	}
+	if l.notify != nil {
+		l.notifyEnvironment(env)
+		if o.HangTimeout > 0 {
+			c.OwnPID = append(c.OwnPID, "WATCHDOG_PID")
+		}
 	}
 	c.Env = environment(l.env, env)
-	return c, spec, nil
+	return c, nil
+}
+
+// takesURL tells whether the command is given a descriptor as gunicorn and
+// hypercorn have it, fd://{fd}. gunicorn adds those of LISTEN_FDS to that, and ends
+// because it then has one twice.
+func takesURL(command []string) bool {
+	for _, arg := range command {
+		if strings.Contains(arg, "fd://{fd") {
+			return true
+		}
+	}
+	return false
 }
 
 // inherited are the variables that belong to the process they were made for and
 // must not reach another one.
-var inherited = []string{"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "SKEP_ENV"}
+var inherited = []string{"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "SKEP_ENV"}
 
 // environment returns base without what must not be inherited, with set on top.
 func environment(base []string, set map[string]string) []string {
@@ -225,7 +187,7 @@ func environment(base []string, set map[string]string) []string {
 			env = append(env, kv)
 		}
 	}
-	for _, name := range []string{"SKEP_SLOT", "SKEP_WORKER_COUNT", "WEB_CONCURRENCY", "LISTEN_FDS", "LISTEN_FDNAMES"} {
+	for _, name := range []string{"SKEP_SLOT", "SKEP_WORKER_COUNT", "WEB_CONCURRENCY", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC"} {
 		if value, ok := set[name]; ok {
 			env = append(env, name+"="+value)
 		}
@@ -247,8 +209,8 @@ func variable(env []string, name string) string {
 func (l *loop) retire(seat int) {
 	delete(l.workers, seat)
 	delete(l.draining, seat)
-	delete(l.stalls, seat)
-	l.steer.leave(seat)
+	l.cleared(seat)
+	l.steer.leave(seat, l.ports.Held(seat)...)
 }
 
 // executable is the path by which a child finds this very program, even if the
@@ -281,20 +243,15 @@ func jitter() func() float64 {
 
 func signalName(n int) string { return sys.SignalName(n) }
 
-// listenerTimeout bounds the time from the fork of a stub to its filter. A
-// container that is starved of CPU can take long.
-const listenerTimeout = 60 * time.Second
-
-// intercept waits for the worker's filter and then serves it.
-func (l *loop) intercept(w *worker, socket int) {
+// intercept serves the filter of a new worker, or acts on there being none.
+func (l *loop) intercept(w *worker, p launch.Process) {
 	l.background(func() {
-		listener, err := port.ReceiveListener(socket, listenerTimeout)
-		if err != nil {
-			l.reports <- func() { l.cannotShare(w, err) }
+		if p.NoListener != nil {
+			l.reports <- func() { l.cannotShare(w, p.NoListener) }
 			return
 		}
 		l.reports <- func() { l.step(supervise.Proven{}) }
-		err = port.Intercept(l.ctx, listener, w.seat, l.asks)
+		err := port.Intercept(l.ctx, p.Listener, w.seat, l.asks)
 		if err != nil && l.ctx.Err() == nil {
 			l.reports <- func() {
 				l.log.Log(logger.Warn, "cannot follow what a worker binds any more; its further ports are not shared",

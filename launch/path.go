@@ -14,7 +14,7 @@ const DefaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 
 // Exit codes of a command that could not be started, as POSIX shells, env(1) and tini use them.
 const (
-	ExitOwnFault      = 125 // the stub itself was called wrongly or could not become the user
+	ExitOwnFault      = 125 // what comes before the command failed, such as becoming the user
 	ExitCannotExecute = 126 // found, but not executable
 	ExitNotFound      = 127 // not found
 )

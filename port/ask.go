@@ -150,6 +150,12 @@ type Revived struct {
 	Addr Addr
 }
 
+// Client says that a worker has connected with the held socket that it had bound. It is nobody's any more but the worker's.
+type Client struct {
+	Slot int // SharedSlot for a socket of all slots
+	Addr Addr
+}
+
 func (Shared) fact()     {}
 func (Listening) fact()  {}
 func (Foreign) fact()    {}
@@ -157,6 +163,7 @@ func (Refused) fact()    {}
 func (EpollFirst) fact() {}
 func (Blind) fact()      {}
 func (Revived) fact()    {}
+func (Client) fact()     {}
 
 // Answer answers an ask and says what that means, nil when it means nothing. It does not block. The descriptor it hands over is a duplicate, so
 // that closing the slot in the meantime cannot make another file of it.
@@ -191,9 +198,16 @@ func (s *Set) answerBind(a *Ask) Fact {
 		return EpollFirst{Slot: a.Slot, Process: a.Process, Addr: a.addr}
 	}
 	h, err := s.hold(a.Slot, a.addr)
+	if err == nil && h.connects() {
+		s.close(h) // the news of it is on its way
+		h, err = s.hold(a.Slot, a.addr)
+	}
 	fd := -1
 	if err == nil {
 		fd, err = sys.Duplicate(h.fd)
+	}
+	if err == nil && !h.watched && h.Addr.TCP() {
+		_ = s.watch(h, unix.EPOLLOUT) // without it, a client's connection would stay open beyond its close
 	}
 	if err != nil {
 		errno := sys.Errno(err)
@@ -201,7 +215,8 @@ func (s *Set) answerBind(a *Ask) Fact {
 		return Refused{Slot: a.Slot, Process: a.Process, Addr: a.addr, Errno: errno}
 	}
 	a.deliver(reply{swap: true, fd: fd, inode: h.inode, given: h.given})
-	h.given, h.claimed = true, true
+	h.given, h.claimed, h.abandoned = true, true, false
+	s.changes++
 	return Shared{Slot: a.Slot, Process: a.Process, Addr: a.addr}
 }
 
@@ -224,16 +239,23 @@ func (s *Set) answerListen(a *Ask) Fact {
 	return Listening{Slot: a.Slot, Process: a.Process, Thread: a.Thread, Addr: h.Addr}
 }
 
-// Hangup is the news that a held socket may have left the state LISTEN. It is for Set.Relisten.
+// Hangup is the news that a held socket may have left the state LISTEN, or was connected. It is for Set.Relisten.
 type Hangup struct{ id uint64 }
 
 var errUnixShutdown = errors.New("a unix socket that was shut down cannot listen again")
 
-// Relisten answers a Hangup: a held socket that a worker has shut down listens again and is at the end of its group's order. The Fact is nil when nothing was
+// Relisten answers a Hangup: a held socket that a worker has shut down listens again and is at the end of its group's order, and one that a
+// worker has connected with is let go of, so that its connection ends when the worker closes it. The Fact is nil when nothing was
 // wrong, because the socket is closed by now or listens already.
 func (s *Set) Relisten(hangup Hangup) (Fact, error) {
 	h := s.byID[hangup.id]
-	if h == nil || !h.listening {
+	switch {
+	case h == nil:
+		return nil, nil
+	case h.connects():
+		s.close(h)
+		return Client{Slot: h.Slot, Addr: h.Addr}, nil
+	case !h.listening:
 		return nil, nil
 	}
 	if h.Addr.Network == Unix {

@@ -11,19 +11,14 @@ type Group struct {
 	listening []*Held
 }
 
-// Order returns the slots of the listening sockets in the order of the kernel's array, so that the number a steering program returns is an index into
-// it. The kernel appends on listen(2) and on leaving (close, shutdown) puts the last socket in the place of the one that left (reuseport_add_sock and
-// __reuseport_detach_sock in net/core/sock_reuseport.c); sockets that are only bound are not in the array. A socket all slots share counts as slot
-// [SharedSlot].
-func (g *Group) Order() []int {
+// Listening returns the listening sockets in the order of the kernel's array, so that the number a steering program returns is an index into it. The kernel
+// appends on listen(2) and on leaving (close, shutdown) puts the last socket in the place of the one that left (reuseport_add_sock and __reuseport_detach_sock in
+// net/core/sock_reuseport.c); sockets that are only bound are not in the array. The slice is the caller's to read until the next change of the Set.
+func (g *Group) Listening() []*Held {
 	if g == nil {
 		return nil
 	}
-	order := make([]int, len(g.listening))
-	for i, h := range g.listening {
-		order[i] = h.Slot
-	}
-	return order
+	return g.listening
 }
 
 // Held returns the sockets of the group, listening or not, in the order in which they were made.

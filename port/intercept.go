@@ -5,15 +5,19 @@ import (
 	"errors"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"skep/internal/sys"
 )
 
+// past is a deadline that has come already.
+var past = time.Unix(1, 0)
+
 // Intercept attends to the calls that the filter of one worker, and of everything the worker forks, stops: it sends the loop an Ask for each that
 // matters and carries out the answer; every other call goes on at once. It is a goroutine per worker and sleeps in the netpoller, so it costs
-// no thread. It owns and closes listener, which ReceiveListener returned.
+// no thread. It owns and closes listener, the one that launch.Start returned.
 //
 // It returns nil when no process has the filter any more, and the context's error when ctx ended before. A worker that outlives that, or skep, gets ENOSYS for
 // bind and listen from then on: end ctx only when all workers are to end.

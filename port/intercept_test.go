@@ -3,6 +3,7 @@ package port_test
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -24,7 +25,7 @@ import (
 
 // Programs under test are small Python scripts: they know system calls and nothing of skep.
 
-type change = func(*launch.Spec, *syscall.ProcAttr)
+type change = func(*launch.Command)
 
 // prelude is what the scripts share. serve answers on a listener, for ever, with the process id.
 const prelude = `
@@ -232,7 +233,7 @@ func TestOutcomesAreTheKernelsOwn(t *testing.T) {
 	var said [2]string
 	for i, filter := range []bool{false, true} {
 		h := newHive(t, port.Options{})
-		w := h.spawn(0, argv, func(s *launch.Spec, _ *syscall.ProcAttr) { s.Filter = filter })
+		w := h.spawn(0, argv, func(c *launch.Command) { c.Filter = filter })
 		w.says("end\n")
 		w.wait()
 		said[i] = w.out.String()
@@ -421,7 +422,7 @@ func TestSignalStormsDuringBind(t *testing.T) {
 				argv := script(t, storm, strconv.Itoa(n), how, "400")
 				var changes []change
 				if old {
-					argv, changes = oldKernel(argv)
+					argv, changes = h.oldKernel(argv)
 				}
 				w := h.spawn(0, argv, changes...)
 				w.says("end\n")
@@ -445,10 +446,15 @@ func TestSignalStormsDuringBind(t *testing.T) {
 }
 
 // oldKernel makes the filter be installed as on a kernel before 5.19, where any signal interrupts a call skep has received already.
-func oldKernel(argv []string) ([]string, []change) {
-	return append([]string{"/proc/self/exe"}, argv...), []change{func(s *launch.Spec, attr *syscall.ProcAttr) {
-		s.Filter = false
-		attr.Env = append(attr.Env, "SKEP_TEST_ROLE=old-kernel")
+func (h *hive) oldKernel(argv []string) ([]string, []change) {
+	ours, theirs, err := sys.SocketPair()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.notify = []int{ours, theirs}
+	return append([]string{"/proc/self/exe"}, argv...), []change{func(c *launch.Command) {
+		c.Filter, c.Files = false, append(c.Files, uintptr(theirs))
+		c.Env = append(c.Env, "SKEP_TEST_ROLE=old-kernel")
 	}}
 }
 
@@ -467,7 +473,7 @@ func init() {
 		if err != nil {
 			fail("seccomp", err)
 		}
-		if err := sys.SendDescriptor(notify, []byte{launch.TagListener}, listener); err != nil {
+		if err := unix.Sendmsg(notify, []byte{0}, unix.UnixRights(listener), nil, 0); err != nil {
 			fail("sendmsg", err)
 		}
 		_, _ = unix.Close(listener), unix.Close(notify)
@@ -704,7 +710,7 @@ func TestWorkerOfAnotherUser(t *testing.T) {
 	h := newHive(t, port.Options{})
 	seen := map[int]bool{}
 	for slot, user := range []*launch.User{nil, {UID: 1000, GID: 1000}, {UID: 4321, GID: 1234, Groups: []uint32{7}}} {
-		w := h.python(slot, n, plainServer, func(s *launch.Spec, _ *syscall.ProcAttr) { s.User = user })
+		w := h.python(slot, n, plainServer, func(c *launch.Command) { c.User = user })
 		h.listening(slot, 1)
 		seen[w.pid] = false
 	}
@@ -819,6 +825,51 @@ say("shut"); signal.pause()
 	}
 }
 
+// TestClientFromAPortOfItsOwn has a worker that connects from a fixed port, several times, as FTP servers do: its connections have to end when it closes them.
+func TestClientFromAPortOfItsOwn(t *testing.T) {
+	n := freePort(t)
+	h := newHive(t, port.Options{})
+	var peers []net.Listener // several, because a connection that has ended keeps its two ends from meeting again for a while (TIME_WAIT)
+	ports := make([]int, 3)
+	for i := range ports {
+		peer, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = peer.Close() }()
+		_ = peer.(*net.TCPListener).SetDeadline(time.Now().Add(patience))
+		peers, ports[i] = append(peers, peer), peer.Addr().(*net.TCPAddr).Port
+	}
+	w := h.python(0, n, fmt.Sprintf(`
+for peer in %s:
+    s = tcp(); s.bind(("0.0.0.0", port)); s.connect(("127.0.0.1", peer))
+    s.sendall(b"hello"); s.recv(1); s.close()
+say("end"); signal.pause()
+`, strings.ReplaceAll(fmt.Sprint(ports), " ", ",")))
+	for _, peer := range peers {
+		conn, err := peer.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := conn.RemoteAddr().(*net.TCPAddr).Port; got != n {
+			t.Errorf("it comes from port %d, want %d", got, n)
+		}
+		_ = conn.SetDeadline(time.Now().Add(patience))
+		_, _ = conn.Write([]byte{'x'})
+		if text, err := io.ReadAll(conn); string(text) != "hello" || err != nil {
+			t.Errorf("%q, %v; want the end of the connection", text, err)
+		}
+		_ = conn.Close()
+	}
+	w.says("end\n")
+	waitFor[port.Client](h)
+	for late := time.Now().Add(patience); h.held(0, v4(n)) != 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(late) {
+			t.Fatal("the socket is still held")
+		}
+	}
+}
+
 func TestWorkerInAnotherNetworkNamespaceKeepsItsSocket(t *testing.T) {
 	unshare := program(t, "unshare")
 	n := freePort(t)
@@ -845,64 +896,19 @@ s = tcp(); before = inode(s); s.bind(("0.0.0.0", port)); s.listen(5); say("own",
 	}
 }
 
-func TestFilterBelowAnotherIsAnOutcome(t *testing.T) {
-	ours, theirs, err := sys.SocketPair()
+// filters is how many filters of workers this process has descriptors of.
+func filters(t *testing.T) (n int) {
+	t.Helper()
+	links, err := filepath.Glob("/proc/self/fd/*")
 	if err != nil {
 		t.Fatal(err)
 	}
-	answer := make(chan error, 1)
-	go func() {
-		_, err := port.ReceiveListener(ours, patience)
-		answer <- err
-	}()
-	h := newHive(t, port.Options{})
-	_, inner := launch.Command("", launch.Spec{Filter: true, NotifyFD: 4}, []string{"echo", "runs"})
-	w := h.spawn(0, append([]string{program(t, "bash"), "-c", `exec -a "$0" /proc/` + strconv.Itoa(os.Getpid()) + `/exe "$@"`}, inner...), func(_ *launch.Spec, attr *syscall.ProcAttr) {
-		attr.Files = append(attr.Files, uintptr(theirs))
-	})
-	w.says("runs\n")
-	_ = unix.Close(theirs)
-	err = <-answer
-	var none *port.NoFilterError
-	if !errors.As(err, &none) || none.Errno != unix.EBUSY {
-		t.Errorf("ReceiveListener = %v, want EBUSY", err)
-	}
-}
-
-func TestReceiveListenerEnds(t *testing.T) {
-	before := descriptors(t)
-	for _, c := range []struct {
-		name string
-		send func(theirs int)
-		want func(error) bool
-	}{
-		{"closed", func(fd int) { _ = unix.Close(fd) }, func(err error) bool { return errors.Is(err, port.ErrNoListener) }},
-		{"silent", func(int) {}, func(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }},
-		{"errno", func(fd int) { _ = sys.SendDescriptor(fd, []byte("E38"), -1) }, func(err error) bool { return errors.Is(err, unix.ENOSYS) }},
-		{"rubbish errno", func(fd int) { _ = sys.SendDescriptor(fd, []byte("Ex"), -1) }, func(err error) bool { return errors.Is(err, unix.EIO) }},
-		{"no descriptor", func(fd int) { _ = sys.SendDescriptor(fd, []byte("L"), -1) }, func(err error) bool { return errors.Is(err, port.ErrNoListener) }},
-		{"rubbish with a descriptor", func(fd int) { _ = sys.SendDescriptor(fd, []byte("?"), fd) }, func(err error) bool { return errors.Is(err, port.ErrNoListener) }},
-	} {
-		ours, theirs, err := sys.SocketPair()
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.send(theirs)
-		timeout := patience
-		if c.name == "silent" {
-			timeout = 10 * time.Millisecond
-		}
-		fd, err := port.ReceiveListener(ours, timeout)
-		if fd >= 0 || !c.want(err) {
-			t.Errorf("%s: %d, %v", c.name, fd, err)
-		}
-		if c.name != "closed" {
-			_ = unix.Close(theirs)
+	for _, link := range links {
+		if what, err := os.Readlink(link); err == nil && what == "anon_inode:seccomp notify" {
+			n++
 		}
 	}
-	if after := descriptors(t); after != before {
-		t.Errorf("%d descriptors before, %d after", before, after)
-	}
+	return n
 }
 
 func TestSpawnAndKillLeaksNothing(t *testing.T) {
@@ -916,8 +922,13 @@ func TestSpawnAndKillLeaksNothing(t *testing.T) {
 	const slots = 4
 	warm := h.spawn(0, argv, change)
 	h.listening(0, 1)
+	if n := filters(t); n != 1 {
+		t.Errorf("%d filters of one worker", n)
+	}
 	warm.kill(syscall.SIGKILL)
 	<-warm.done
+	// Of the first worker only the socket stays; its filter is let go of a little later.
+	eventually(t, "the filter's descriptor is closed", func() bool { return filters(t) == 0 })
 	before := descriptors(t)
 	var all sync.WaitGroup
 	for slot := range slots {
@@ -939,7 +950,7 @@ func TestSpawnAndKillLeaksNothing(t *testing.T) {
 	var held int
 	h.do(func(s *port.Set) {
 		for slot := range slots {
-			held += len(s.FDs(slot))
+			held += len(s.Held(slot))
 		}
 	})
 	listened := len(find[port.Listening](h))

@@ -25,11 +25,8 @@ import (
 	"skep/port"
 )
 
-// TestMain makes the test binary three things: the tests, the stub (as skep is), and the programs of roles_test.go.
+// TestMain makes the test binary two things: the tests, and the programs of roles_test.go.
 func TestMain(m *testing.M) {
-	if launch.Is(os.Args) {
-		os.Exit(launch.Main(os.Args))
-	}
 	if name := os.Getenv("SKEP_TEST_ROLE"); name != "" {
 		play(name)
 	}
@@ -41,11 +38,12 @@ func TestMain(m *testing.M) {
 // patience is how long a test waits for an event that is certain to come on a machine that does anything at all.
 const patience = 20 * time.Second
 
-// hive is a small skep: a loop goroutine that owns a Set, and workers behind the stub.
+// hive is a small skep: a loop goroutine that owns a Set, and workers with the filter.
 type hive struct {
 	t       *testing.T
 	ctx     context.Context
 	asks    chan *port.Ask
+	notify  []int // where the next worker itself sends its listener, and its end; see oldKernel
 	calls   chan func(*port.Set)
 	hangups chan port.Hangup
 
@@ -219,13 +217,9 @@ func environment(extra ...string) []string {
 	return append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/", "PYTHONUNBUFFERED=1", "PYTHONDONTWRITEBYTECODE=1"}, extra...)
 }
 
-// spawn starts argv in a slot behind the stub with its filter.
-func (h *hive) spawn(slot int, argv []string, change ...func(*launch.Spec, *syscall.ProcAttr)) *worker {
+// spawn starts argv in a slot with the filter.
+func (h *hive) spawn(slot int, argv []string, change ...func(*launch.Command)) *worker {
 	h.t.Helper()
-	ours, theirs, err := sys.SocketPair()
-	if err != nil {
-		h.t.Fatal(err)
-	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		h.t.Fatal(err)
@@ -234,17 +228,29 @@ func (h *hive) spawn(slot int, argv []string, change ...func(*launch.Spec, *sysc
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	attr := &syscall.ProcAttr{Env: environment(), Files: []uintptr{null.Fd(), w.Fd(), w.Fd(), uintptr(theirs)}}
-	spec := launch.Spec{Filter: true, NotifyFD: 3}
-	for _, f := range change {
-		f(&spec, attr)
+	c := launch.Command{Argv: argv, Env: environment(), Files: []uintptr{null.Fd(), w.Fd(), w.Fd()}, Terminal: -1, Filter: true}
+	if c.Path, err = launch.LookPath(argv[0], ""); err != nil {
+		h.t.Fatal(err)
 	}
-	path, args := launch.Command("/proc/self/exe", spec, argv)
-	pid, err := syscall.ForkExec(path, args, attr)
-	_ = unix.Close(theirs)
+	for _, f := range change {
+		f(&c)
+	}
+	p, err := launch.Start(&c)
 	_, _ = w.Close(), null.Close()
 	if err != nil {
 		h.t.Fatal(err)
+	}
+	pid, listener, filter := p.PID, p.Listener, c.Filter
+	if h.notify != nil {
+		filter = true
+		p.NoListener = sys.RetryEINTR(func() (err error) {
+			if _, err = sys.Poll(h.notify[0], unix.POLLIN, int(patience.Milliseconds())); err == nil {
+				_, listener, err = sys.ReceiveDescriptor(h.notify[0], make([]byte, 1))
+			}
+			return err
+		})
+		_, _ = unix.Close(h.notify[0]), unix.Close(h.notify[1])
+		h.notify = nil
 	}
 	worker := &worker{t: h.t, pid: pid, out: &output{changed: make(chan struct{})}, done: make(chan struct{})}
 	go func() {
@@ -260,9 +266,8 @@ func (h *hive) spawn(slot int, argv []string, change ...func(*launch.Spec, *sysc
 	})
 	go func() {
 		defer close(worker.done)
-		listener, err := port.ReceiveListener(ours, patience)
-		if err != nil {
-			h.note(lost{slot: slot, err: err})
+		if !filter || p.NoListener != nil {
+			h.note(lost{slot: slot, err: p.NoListener})
 			return
 		}
 		if err := port.Intercept(h.ctx, listener, slot, h.asks); err != nil && !errors.Is(err, context.Canceled) {
@@ -286,9 +291,9 @@ type lost struct {
 }
 
 // role is the command line of a program in roles_test.go.
-func role(name string, args ...string) ([]string, func(*launch.Spec, *syscall.ProcAttr)) {
+func role(name string, args ...string) ([]string, func(*launch.Command)) {
 	argv := append([]string{"/proc/self/exe"}, args...)
-	return argv, func(_ *launch.Spec, attr *syscall.ProcAttr) { attr.Env = append(attr.Env, "SKEP_TEST_ROLE="+name) }
+	return argv, func(c *launch.Command) { c.Env = append(c.Env, "SKEP_TEST_ROLE="+name) }
 }
 
 // freePort returns a port that nobody listens on. It is below the range of ephemeral ports of the tests' own connections only by chance, so a test

@@ -51,7 +51,11 @@ func TestAgainAsOthers(t *testing.T) {
 			c.change(cmd)
 			err := cmd.Run()
 			passed := 0
+			var telling strings.Builder // without what passed, of which there is much
 			for line := range strings.Lines(out.String()) {
+				if word := strings.TrimSpace(line); !strings.HasPrefix(word, "=== ") && !strings.HasPrefix(word, "--- PASS") {
+					telling.WriteString(line)
+				}
 				switch {
 				case strings.HasPrefix(line, "--- PASS"):
 					passed++
@@ -60,10 +64,10 @@ func TestAgainAsOthers(t *testing.T) {
 				}
 			}
 			if err != nil {
-				t.Errorf("%v\n%s", err, out.String())
+				t.Errorf("%v\n%s", err, telling.String())
 			}
 			if passed < 20 {
-				t.Errorf("%d tests passed, that is not the whole package:\n%s", passed, out.String())
+				t.Errorf("%d tests passed, that is not the whole package:\n%s", passed, telling.String())
 			}
 		})
 	}

@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 
 	"skep/launch"
@@ -48,23 +47,23 @@ func TestUnmodifiedServersShareOnePort(t *testing.T) {
 	for _, server := range []struct {
 		name    string
 		copies  int
-		command func(t *testing.T, port int) ([]string, []func(*launch.Spec, *syscall.ProcAttr))
+		command func(t *testing.T, port int) ([]string, []func(*launch.Command))
 	}{
-		{"python", 3, func(t *testing.T, n int) ([]string, []func(*launch.Spec, *syscall.ProcAttr)) {
+		{"python", 3, func(t *testing.T, n int) ([]string, []func(*launch.Command)) {
 			dir := folder(t, map[string]string{"serve.py": pythonServer})
 			return []string{program(t, "python3"), filepath.Join(dir, "serve.py"), strconv.Itoa(n)}, nil
 		}},
-		{"node", 3, func(t *testing.T, n int) ([]string, []func(*launch.Spec, *syscall.ProcAttr)) {
+		{"node", 3, func(t *testing.T, n int) ([]string, []func(*launch.Command)) {
 			dir := folder(t, map[string]string{"serve.js": nodeServer})
 			return []string{program(t, "node"), filepath.Join(dir, "serve.js"), strconv.Itoa(n)}, nil
 		}},
-		{"java", 2, func(t *testing.T, n int) ([]string, []func(*launch.Spec, *syscall.ProcAttr)) {
+		{"java", 2, func(t *testing.T, n int) ([]string, []func(*launch.Command)) {
 			dir := folder(t, map[string]string{"Serve.java": javaServer})
 			return []string{program(t, "java"), "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", filepath.Join(dir, "Serve.java"), strconv.Itoa(n)}, nil
 		}},
-		{"go", 3, func(_ *testing.T, n int) ([]string, []func(*launch.Spec, *syscall.ProcAttr)) {
+		{"go", 3, func(_ *testing.T, n int) ([]string, []func(*launch.Command)) {
 			argv, change := role("http", ":"+strconv.Itoa(n))
-			return argv, []func(*launch.Spec, *syscall.ProcAttr){change}
+			return argv, []func(*launch.Command){change}
 		}},
 	} {
 		t.Run(server.name, func(t *testing.T) {

@@ -40,7 +40,8 @@ type Set struct {
 	byID     map[uint64]*Held
 	resolved map[Addr]Addr // Either → what it became
 	lastID   uint64
-	hangups  *os.File // an epoll set of the listening sockets
+	changes  uint64   // of what Generation covers
+	hangups  *os.File // an epoll set of the sockets that listen or were bound by a worker
 	hangupFD int
 }
 
@@ -58,6 +59,8 @@ type Held struct {
 	given     bool // to a worker at some time, so that a process may own it beside skep
 	kept      bool // Hold asked for it, and not a worker's bind
 	claimed   bool // bound by the slot's worker since Renew
+	abandoned bool // closed by the slot's worker, which lives on
+	watched   bool // Watch tells of it
 	slots     []int
 	bound     socketFile
 }
@@ -70,6 +73,9 @@ func (h *Held) Inode() uint64 { return h.inode }
 
 // Listening says whether listen(2) has been done. Connections then queue whether or not a worker is alive.
 func (h *Held) Listening() bool { return h.listening }
+
+// Used says whether the slot's worker may accept from the socket: it was passed it, or has bound it since the last Renew, and Abandon was not called since.
+func (h *Held) Used() bool { return (h.claimed || h.kept || h.Slot == SharedSlot) && !h.abandoned }
 
 // NewSet returns an empty Set. It reads net.core.somaxconn, so it is called before the loop.
 func NewSet(options Options) (*Set, error) {
@@ -106,8 +112,8 @@ func readBacklog() int {
 	return min(n, maxBacklog)
 }
 
-// Backlog is the queue length every held socket listens with.
-func (s *Set) Backlog() int { return s.backlog }
+// Generation is another number after everything that has changed which sockets listen, the order of a group, or what Used says.
+func (s *Set) Generation() uint64 { return s.changes }
 
 // Shares says whether bind sharing is for this port.
 func (s *Set) Shares(port uint16) bool {
@@ -279,6 +285,7 @@ func (s *Set) Listen(h *Held) error {
 		if h.listening {
 			g.swapRemove(h) // Shut down, and the news has not come through Watch yet.
 			h.listening = false
+			s.changes++
 		}
 	}
 	if err := unix.Listen(h.fd, s.backlog); err != nil {
@@ -288,31 +295,54 @@ func (s *Set) Listen(h *Held) error {
 		return nil // A unix socket again.
 	}
 	h.listening = true
+	s.changes++
 	g.append(h)
-	// No event is asked for: EPOLLHUP comes always, and connections wake nobody. Edge-triggered, as a socket that is not listened on again (because
-	// listen failed) would report it without end.
-	event := unix.EpollEvent{Events: unix.EPOLLET}
+	return s.watch(h, 0) // EPOLLHUP comes always, and connections wake nobody
+}
+
+// watch has Watch tell of the socket. Edge-triggered, as a socket that is not listened on again (because listen failed) would report it without end.
+func (s *Set) watch(h *Held, events uint32) error {
+	event := unix.EpollEvent{Events: unix.EPOLLET | events}
 	event.Fd, event.Pad = int32(h.id), int32(h.id>>32)
 	op := unix.EPOLL_CTL_ADD
-	err := unix.EpollCtl(s.hangupFD, op, h.fd, &event)
-	if errors.Is(err, unix.EEXIST) {
-		err = unix.EpollCtl(s.hangupFD, unix.EPOLL_CTL_MOD, h.fd, &event)
+	if h.watched {
+		op = unix.EPOLL_CTL_MOD
 	}
-	if err != nil {
+	if err := unix.EpollCtl(s.hangupFD, op, h.fd, &event); err != nil {
 		return os.NewSyscallError("epoll_ctl", err)
 	}
+	h.watched = true
 	return nil
 }
 
-// listens says whether a TCP socket is in the state LISTEN, by the first byte of struct tcp_info (tcp(7)).
-func listens(fd int) bool {
-	const stateListen = 10 // TCP_LISTEN in net/tcp_states.h
+// States of net/tcp_states.h.
+const (
+	stateClose  = 7
+	stateListen = 10
+)
+
+// state is the state of a TCP socket, by the first byte of struct tcp_info (tcp(7)); that of a closed one when it cannot be read.
+func state(fd int) uint8 {
 	info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-	return err == nil && info.State == stateListen
+	if err != nil {
+		return stateClose
+	}
+	return info.State
 }
 
-// Group returns the group of an address, nil when nothing is held there. a may be Either.
-func (s *Set) Group(a Addr) *Group {
+func listens(fd int) bool { return state(fd) == stateListen }
+
+// connects says whether a worker has made a client of the socket: a program may bind one to a port of its choice before connect(2).
+func (h *Held) connects() bool {
+	if h.listening || h.kept || !h.Addr.TCP() {
+		return false
+	}
+	st := state(h.fd)
+	return st != stateClose && st != stateListen
+}
+
+// group returns the group of an address, nil when nothing is held there. a may be Either.
+func (s *Set) group(a Addr) *Group {
 	if to, found := s.resolved[a]; found {
 		a = to
 	}
@@ -338,7 +368,7 @@ func (s *Set) Groups() []*Group {
 // Slots returns the slots that have a socket on a, in ascending order.
 func (s *Set) Slots(a Addr) []int {
 	var slots []int
-	for _, h := range s.Group(a).Held() {
+	for _, h := range s.group(a).Held() {
 		slots = append(slots, h.slots...)
 	}
 	sort.Slice(slots, func(i, j int) bool { return slots[i] < slots[j] })
@@ -357,47 +387,49 @@ func (s *Set) Held(slot int) []*Held {
 	return held
 }
 
-// FDs returns the descriptors of Held(slot).
-func (s *Set) FDs(slot int) []int {
-	var fds []int
-	for _, h := range s.Held(slot) {
-		fds = append(fds, h.fd)
-	}
-	return fds
-}
-
 // Close ends the slot's sockets. Connections in their queues are reset, also when a process still has a copy: the socket leaves its group now and not
 // when the last copy is closed. A shared socket ends with the last of its slots.
 func (s *Set) Close(slot int) {
 	for _, h := range s.Held(slot) {
-		h.slots = slices.DeleteFunc(h.slots, func(each int) bool { return each == slot })
-		if len(h.slots) == 0 {
-			s.close(h)
-		}
+		s.Drop(slot, h)
 	}
 }
 
-// Renew says that the slot's next worker is about to start. What it binds from now on is what Sweep leaves.
+// Drop is Close for one socket of the slot.
+func (s *Set) Drop(slot int, h *Held) {
+	h.slots = slices.DeleteFunc(h.slots, func(each int) bool { return each == slot })
+	if len(h.slots) == 0 && h.fd >= 0 {
+		s.close(h)
+	}
+}
+
+// Renew says that the slot's next worker is about to start. What it binds from now on is not Stale.
 func (s *Set) Renew(slot int) {
 	for _, h := range s.Held(slot) {
 		if h.Slot != SharedSlot {
-			h.claimed = false
+			h.claimed, h.abandoned = false, false
+			s.changes++
 		}
 	}
 }
 
-// Sweep ends the slot's sockets that a worker had bound before the last Renew and none has bound since, and those that were bound and do not listen:
-// a program that picks its port anew at every start, or looks for a free one, would else leave one behind each time, on which clients wait for nobody.
-// Call it when the slot's worker has been ready for a while. Sockets that Hold was asked for, and shared ones, stay. It returns what it has ended.
-func (s *Set) Sweep(slot int) []Addr {
-	var gone []Addr
-	for _, h := range s.Held(slot) {
-		if h.Slot != SharedSlot && !h.kept && (!h.claimed || !h.listening) {
-			gone = append(gone, h.Addr)
-			s.close(h)
+// Abandon says that the slot's worker lives and has no copy of the socket any more. Its queue waits for the next bind, or the next worker.
+func (s *Set) Abandon(h *Held) {
+	h.abandoned = true
+	s.changes++
+}
+
+// Stale returns, in the order in which they were made, the sockets that a worker had bound before the last Renew of their slot and none has bound since: a program
+// that picks its port anew at every start, or looks for a free one, leaves one behind each time, on which clients wait for nobody. Sockets that Hold was asked for, and shared ones, are never stale. They are to be ended by Drop when the slot's worker has been ready for a while.
+func (s *Set) Stale() []*Held {
+	var stale []*Held
+	for _, h := range s.byID {
+		if h.Slot != SharedSlot && !h.kept && !h.claimed {
+			stale = append(stale, h)
 		}
 	}
-	return gone
+	sort.Slice(stale, func(i, j int) bool { return stale[i].id < stale[j].id })
+	return stale
 }
 
 // CloseAll ends all sockets and removes the files of unix sockets. The Set must not be used afterwards.
@@ -410,8 +442,11 @@ func (s *Set) CloseAll() {
 
 func (s *Set) close(h *Held) {
 	g := s.groups[h.Addr]
-	if h.listening {
+	s.changes++
+	if h.watched {
 		_ = unix.EpollCtl(s.hangupFD, unix.EPOLL_CTL_DEL, h.fd, nil)
+	}
+	if h.listening {
 		_ = unix.Shutdown(h.fd, unix.SHUT_RDWR)
 		g.swapRemove(h)
 	}

@@ -96,8 +96,8 @@ func TestHeldSocketsHaveTheirOptions(t *testing.T) {
 	if got := s.Slots(a); !slices.Equal(got, []int{0, 1}) {
 		t.Errorf("Slots = %v", got)
 	}
-	if got := s.FDs(1); len(got) != 3 || got[0] != s.Held(1)[0].FD() {
-		t.Errorf("FDs = %v", got)
+	if got := s.Held(1); len(got) != 3 {
+		t.Errorf("Held = %v", got)
 	}
 }
 
@@ -112,8 +112,8 @@ func TestBacklogIsTheSystemsUpTo4096(t *testing.T) {
 		t.Fatal(err)
 	}
 	// On a listener tcpi_sacked is the backlog (tcp_get_info).
-	if int(info.Sacked) != s.Backlog() || s.Backlog() < 1 || s.Backlog() > 4096 {
-		t.Errorf("backlog %d, Backlog() %d", info.Sacked, s.Backlog())
+	if int(info.Sacked) != s.backlog || s.backlog < 1 || s.backlog > 4096 {
+		t.Errorf("backlog %d, want %d", info.Sacked, s.backlog)
 	}
 }
 
@@ -137,7 +137,7 @@ func TestPortOfAnotherProgramIsRefused(t *testing.T) {
 			if after := countFDs(t); after != before {
 				t.Errorf("%d descriptors before, %d after", before, after)
 			}
-			if s.Group(a) != nil {
+			if s.group(a) != nil {
 				t.Error("a group was left")
 			}
 			_ = unix.Close(other)
@@ -166,7 +166,7 @@ func TestPortTakenBetweenBindAndListen(t *testing.T) {
 	if err := s.Listen(h); !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), a.String()) {
 		t.Errorf("Listen = %v, want EADDRINUSE with the address", err)
 	}
-	if h.Listening() || len(s.Group(a).Order()) != 0 {
+	if h.Listening() || len(order(s.group(a))) != 0 {
 		t.Error("it counts as listening")
 	}
 }
@@ -184,7 +184,7 @@ func TestEitherFallsBackToIPv4(t *testing.T) {
 	if again := mustHold(t, s, 0, a); again != h {
 		t.Error("a second Hold made another socket")
 	}
-	if second := mustHold(t, s, 1, a); second.Addr != h.Addr || s.Group(a) != s.Group(h.Addr) {
+	if second := mustHold(t, s, 1, a); second.Addr != h.Addr || s.group(a) != s.group(h.Addr) {
 		t.Errorf("the second slot holds %+v, the first %+v", second.Addr, h.Addr)
 	}
 	for slot := range 2 {
@@ -216,23 +216,32 @@ func TestSingleIsOneSocketForAllSlots(t *testing.T) {
 	if got := s.Slots(a); !slices.Equal(got, []int{0, 1}) {
 		t.Errorf("Slots = %v", got)
 	}
-	if got := s.Group(a).Order(); !slices.Equal(got, []int{SharedSlot}) {
-		t.Errorf("Order = %v", got)
+	if got := order(s.group(a)); !slices.Equal(got, []int{SharedSlot}) {
+		t.Errorf("order %v", got)
 	}
 	s.Close(0)
 	if !listens(h.FD()) || !slices.Equal(s.Slots(a), []int{1}) {
 		t.Errorf("after Close(0): slots %v", s.Slots(a))
 	}
 	s.Close(1)
-	if s.Group(a) != nil {
+	if s.group(a) != nil {
 		t.Error("the group outlives its last slot")
 	}
+}
+
+// order is the model of the kernel's array, by slots.
+func order(g *Group) []int {
+	var slots []int
+	for _, h := range g.Listening() {
+		slots = append(slots, h.Slot)
+	}
+	return slots
 }
 
 // kernelOrder finds the kernel's array out: a program that returns the constant k makes the kernel choose socket k.
 func kernelOrder(t *testing.T, s *Set, a Addr) []int {
 	t.Helper()
-	g := s.Group(a)
+	g := s.group(a)
 	var order []int
 	if g == nil {
 		return order
@@ -280,6 +289,7 @@ func TestOrderIsTheKernels(t *testing.T) {
 		for step := range 40 {
 			slot := r.IntN(7)
 			held := s.Held(slot)
+			before, generation := order(s.group(a)), s.Generation()
 			switch {
 			case len(held) == 0:
 				mustHold(t, s, slot, a)
@@ -303,8 +313,10 @@ func TestOrderIsTheKernels(t *testing.T) {
 				}
 				removals++
 			}
-			if got, want := s.Group(a).Order(), kernelOrder(t, s, a); !slices.Equal(got, want) {
+			if got, want := order(s.group(a)), kernelOrder(t, s, a); !slices.Equal(got, want) {
 				t.Fatalf("seed %d, step %d: the model says %v, the kernel %v", seed, step, got, want)
+			} else if !slices.Equal(got, before) && s.Generation() == generation {
+				t.Fatalf("seed %d, step %d: %v became %v in the same generation", seed, step, before, got)
 			}
 		}
 		if removals == 0 {
@@ -322,13 +334,13 @@ func TestCloseTakesTheSocketOutOfTheGroupThoughACopyLives(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	stray, err := unix.Dup(s.FDs(0)[0])
+	stray, err := unix.Dup(s.Held(0)[0].FD())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = unix.Close(stray) }()
 	s.Close(0)
-	if got, want := s.Group(a).Order(), kernelOrder(t, s, a); !slices.Equal(got, want) || !slices.Equal(got, []int{2, 1}) {
+	if got, want := order(s.group(a)), kernelOrder(t, s, a); !slices.Equal(got, want) || !slices.Equal(got, []int{2, 1}) {
 		t.Errorf("the model says %v, the kernel %v, want [2 1]", got, want)
 	}
 }
@@ -345,7 +357,7 @@ func TestWatchTellsOfShutdown(t *testing.T) {
 	hangups, done := make(chan Hangup), make(chan error)
 	go func() { done <- s.Watch(ctx, hangups) }()
 	for round := range 3 { // Edge-triggered, and armed again by each Listen.
-		if err := unix.Shutdown(s.FDs(0)[0], unix.SHUT_RD); err != nil {
+		if err := unix.Shutdown(s.Held(0)[0].FD(), unix.SHUT_RD); err != nil {
 			t.Fatal(err)
 		}
 		select {
@@ -361,7 +373,7 @@ func TestWatchTellsOfShutdown(t *testing.T) {
 			t.Fatal("no news of a shutdown")
 		}
 	}
-	if got := s.Group(a).Order(); !slices.Equal(got, []int{1, 0}) {
+	if got := order(s.group(a)); !slices.Equal(got, []int{1, 0}) {
 		t.Errorf("order %v, want [1 0]", got)
 	}
 	// Connections are not news.
@@ -473,7 +485,7 @@ func TestUnixSockets(t *testing.T) {
 	}
 }
 
-func TestSweepEndsWhatNobodyBindsAnyMore(t *testing.T) {
+func TestStaleIsWhatNobodyBindsAnyMore(t *testing.T) {
 	s := newTestSet(t, Options{})
 	kept, same, old, never := freeAddr(t), freeAddr(t), freeAddr(t), freeAddr(t)
 	mustHold(t, s, 0, kept)
@@ -490,17 +502,24 @@ func TestSweepEndsWhatNobodyBindsAnyMore(t *testing.T) {
 	}
 	bind(same, true)
 	bind(old, true)
-	if gone := s.Sweep(0); len(gone) != 0 {
-		t.Errorf("swept %v while the first worker has them", gone)
+	if stale := s.Stale(); len(stale) != 0 {
+		t.Errorf("%v are stale while the first worker has them", stale)
 	}
+	bind(never, false)
 	s.Renew(0)
 	bind(same, true)
-	bind(never, false)
-	gone := s.Sweep(0)
-	if !slices.Equal(gone, []Addr{old, never}) {
-		t.Errorf("swept %v, want %v and %v", gone, old, never)
+	stale := s.Stale()
+	if len(stale) != 2 || stale[0].Addr != old || stale[1].Addr != never {
+		t.Errorf("stale are %v, want %v and %v", stale, old, never)
 	}
-	if s.Group(kept) == nil || s.Group(same) == nil || s.Group(old) != nil {
+	for _, h := range stale {
+		if h.Used() {
+			t.Errorf("%v is said to be used", h.Addr)
+		}
+		s.Drop(0, h)
+		s.Drop(0, h) // changes nothing
+	}
+	if s.group(kept) == nil || s.group(same) == nil || s.group(old) != nil || s.group(never) != nil {
 		t.Error("the wrong sockets are left")
 	}
 }

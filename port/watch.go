@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Watch sends a Hangup whenever a worker shuts down a held socket (shutdown(2), as Twisted and WEBrick do when they end), until ctx ends or the Set is
-// closed. It is a goroutine of its own, which sleeps otherwise: connections do not wake it.
+// Watch sends a Hangup whenever a worker shuts down a held socket (shutdown(2), as Twisted and WEBrick do when they end), binds one, or connects with one, until
+// ctx ends or the Set is closed. It is a goroutine of its own, which sleeps otherwise: connections do not wake it.
 func (s *Set) Watch(ctx context.Context, hangups chan<- Hangup) error {
 	conn, err := s.hangups.SyscallConn()
 	if err != nil {

@@ -10,10 +10,16 @@ import (
 // Memory is what processes hold.
 type Memory struct {
 	Bytes uint64
+	// File is the part of Bytes that is pages of files, code above all: the kernel can drop them, and processes that run
+	// the same program share them. It is 0 where the kernel does not tell (before Linux 5.3).
+	File uint64
 	// Estimated says that the kernel did not tell the proportional size of at least one process, and that its resident
 	// memory less the shared part stands in for it: too little by the process's part of what is shared.
 	Estimated bool
 }
+
+// Held is what only the end of the processes gives back: Bytes without File.
+func (m Memory) Held() uint64 { return m.Bytes - min(m.File, m.Bytes) }
 
 // PSS is the proportional set size of processes together: their own pages, and of each shared page the part that falls
 // to them, so that the sum over all sharers is what the machine really spends. It comes from /proc/PID/smaps_rollup
@@ -24,8 +30,10 @@ func (f FS) PSS(pids ...int) (Memory, error) {
 	for _, pid := range pids {
 		b, err := os.ReadFile(f.path(pid, "smaps_rollup"))
 		if err == nil {
-			if kib, ok := parseRollup(string(b)); ok {
+			if kib, ok := parseRollup(string(b), "Pss:"); ok {
+				file, _ := parseRollup(string(b), "Pss_File:")
 				m.Bytes += kib << 10
+				m.File += min(file, kib) << 10
 				continue
 			}
 		} else if gone(err) && !f.there(pid) {
@@ -56,10 +64,10 @@ func (f FS) there(pid int) bool {
 	return err == nil
 }
 
-// parseRollup finds the line "Pss:  291 kB".
-func parseRollup(s string) (kib uint64, ok bool) {
+// parseRollup finds a line such as "Pss:  291 kB".
+func parseRollup(s, name string) (kib uint64, ok bool) {
 	for line := range strings.Lines(s) {
-		rest, ok := strings.CutPrefix(line, "Pss:")
+		rest, ok := strings.CutPrefix(line, name)
 		if !ok {
 			continue
 		}

@@ -252,6 +252,10 @@ func TestPSS(t *testing.T) {
 	if got.Bytes < 64<<20 || got.Bytes > 256<<20 || got.Estimated {
 		t.Errorf("%+v for a process that holds 64 MiB", got)
 	}
+	// Its code is a few MiB, shared with this very process, and not what it holds.
+	if got.File == 0 || got.File > 32<<20 || got.Held() < 64<<20 || got.Held() != got.Bytes-got.File {
+		t.Errorf("%+v, of which %d are held, for a process that holds 64 MiB", got, got.Held())
+	}
 	both, err := Host.PSS(pid, os.Getpid())
 	if err != nil || both.Bytes <= got.Bytes {
 		t.Errorf("together with another %+v, %v", both, err)
@@ -474,11 +478,11 @@ func TestParseMemory(t *testing.T) {
 		t.Errorf("statm with more shared than resident: %d, %v", pages, ok)
 	}
 	const rollup = "55a1-7ffc ---p 00000000 00:00 0 [rollup]\nRss:                1696 kB\nPss:                 291 kB\nPss_Dirty:           112 kB\n"
-	if kib, ok := parseRollup(rollup); kib != 291 || !ok {
+	if kib, ok := parseRollup(rollup, "Pss:"); kib != 291 || !ok {
 		t.Errorf("rollup: %d, %v", kib, ok)
 	}
 	for _, bad := range []string{"", "Pss_Dirty: 112 kB\n", "Pss: 112 MB\n", "Pss: x kB\n", "Pss: 9999999999999999 kB\n"} {
-		if kib, ok := parseRollup(bad); ok {
+		if kib, ok := parseRollup(bad, "Pss:"); ok {
 			t.Errorf("%q is taken for %d", bad, kib)
 		}
 	}
@@ -742,8 +746,9 @@ func FuzzParsers(f *testing.F) {
 		if st, ok := parseStat(s); ok && (st.State == 0 || st.CPU < 0) {
 			t.Errorf("%q is %+v", s, st)
 		}
-		parseRollup(s)
+		parseRollup(s, "Pss:")
 		parseStatm(s)
+		parseThread(s)
 		for _, k := range []Kind{TCP, TCP6, UDP, UDP6} {
 			if l, ok := parseInet(s, k); ok && (!l.Addr.IsValid() || l.Addr.Port() == 0 || l.Inode == 0) {
 				t.Errorf("%q is %v", s, l)
@@ -781,5 +786,85 @@ func TestWaits(t *testing.T) {
 	}
 	if got := Host.Waits(os.Getpid()); len(got) < 2 {
 		t.Errorf("this process waits in %q", got)
+	}
+}
+
+// A thread that sleeps all the time reads the same twice; one that has run in between does not.
+func TestThread(t *testing.T) {
+	tids, woken := make(chan int), make(chan struct{})
+	var pipe [2]int
+	if err := syscall.Pipe2(pipe[:], syscall.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(pipe[0])
+	defer syscall.Close(pipe[1])
+	go func() {
+		runtime.LockOSThread() // and the thread ends with the goroutine
+		tids <- syscall.Gettid()
+		var b [1]byte
+		for range 2 {
+			syscall.Read(pipe[0], b[:])
+			woken <- struct{}{}
+		}
+	}()
+	tid := <-tids
+	asleep := func() (th Thread) {
+		for deadline := time.Now().Add(10 * time.Second); !th.Sleeps(); time.Sleep(time.Millisecond) {
+			var err error
+			if th, err = Host.Thread(os.Getpid(), tid); err != nil || time.Now().After(deadline) {
+				t.Fatalf("%+v, %v", th, err)
+			}
+		}
+		return th
+	}
+	first := asleep()
+	for deadline := time.Now().Add(10 * time.Second); ; { // until it is in read(2) and not on its way there
+		time.Sleep(10 * time.Millisecond)
+		again := asleep()
+		if again == first {
+			break
+		}
+		if first = again; time.Now().After(deadline) {
+			t.Fatal("a thread that sleeps changes")
+		}
+	}
+	syscall.Write(pipe[1], []byte{0})
+	<-woken
+	if again := asleep(); again == first {
+		t.Errorf("a thread that has run is the same: %+v", again)
+	}
+	syscall.Write(pipe[1], []byte{0})
+	<-woken
+	if th, err := Host.Thread(os.Getpid(), 1<<22+1); err != nil || th != (Thread{}) || th.Sleeps() {
+		t.Errorf("a thread that is not there: %+v, %v", th, err)
+	}
+}
+
+func TestParseThread(t *testing.T) {
+	for status, want := range map[string]Thread{
+		"Name:\tx\\nState:\tR\nState:\tS (sleeping)\nvoluntary_ctxt_switches:\t12\nnonvoluntary_ctxt_switches:\t30\n": {State: 'S', Switches: 42},
+		"State:\tT (stopped)\n": {State: 'T'},
+		"State:\n":              {},
+		"":                      {},
+	} {
+		var got Thread
+		if got.State, got.Switches = parseThread(status); got != want {
+			t.Errorf("%q is %+v, want %+v", status, got, want)
+		}
+	}
+}
+
+func TestRunnable(t *testing.T) {
+	pid, _ := start(t, "wait")
+	for deadline := time.Now().Add(10 * time.Second); Host.Runnable(pid); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("a process that waits never rests")
+		}
+	}
+	if !Host.Runnable(os.Getpid()) {
+		t.Error("this process does not run")
+	}
+	if Host.Runnable(1<<22 + 1) {
+		t.Error("a process that is not there runs")
 	}
 }

@@ -100,6 +100,65 @@ func (f FS) State(pid int) (byte, error) {
 	return st.State, err
 }
 
+// Thread is one thread of a process. Two readings that are equal show that it did not run in between.
+type Thread struct {
+	TID      int
+	State    byte   // as in Stat
+	Switches uint64 // how often it has left its CPU, by its own will or not
+}
+
+// Sleeps says whether the thread is asleep or stopped.
+func (t Thread) Sleeps() bool {
+	return t.State == 'S' || t.State == 'D' || t.State == 'T' || t.State == 't'
+}
+
+// Thread reads /proc/PID/task/TID/status, which everybody may. The zero Thread is of one that is gone.
+func (f FS) Thread(pid, tid int) (Thread, error) {
+	b, err := os.ReadFile(f.path(pid, "task", strconv.Itoa(tid), "status"))
+	if gone(err) {
+		return Thread{}, nil
+	}
+	if err != nil {
+		return Thread{}, fmt.Errorf("cannot read the state of thread %d: %w", tid, err)
+	}
+	t := Thread{TID: tid}
+	t.State, t.Switches = parseThread(string(b))
+	return t, nil
+}
+
+// parseThread finds "State:\tS (sleeping)" and the two lines "voluntary_ctxt_switches:\t12". The name of the
+// program, which may hold anything, comes first and has its line ends escaped.
+func parseThread(status string) (state byte, switches uint64) {
+	for status != "" {
+		var line string
+		line, status, _ = strings.Cut(status, "\n")
+		name, value, _ := strings.Cut(line, ":")
+		value = strings.TrimSpace(value)
+		switch name {
+		case "State":
+			if value != "" {
+				state = value[0]
+			}
+		case "voluntary_ctxt_switches", "nonvoluntary_ctxt_switches":
+			n, _ := strconv.ParseUint(value, 10, 63)
+			switches += n
+		}
+	}
+	return state, switches
+}
+
+// Runnable says whether a thread of the process runs or waits for a CPU.
+func (f FS) Runnable(pid int) bool {
+	threads, _ := os.ReadDir(f.path(pid, "task"))
+	for _, thread := range threads {
+		b, err := os.ReadFile(f.path(pid, "task", thread.Name(), "stat"))
+		if st, ok := parseStat(string(b)); err == nil && ok && st.State == 'R' {
+			return true
+		}
+	}
+	return false
+}
+
 // Waits is the functions of the kernel in which the threads of a process sleep (/proc/PID/task/TID/wchan of proc(5)), without
 // what compilers add (".constprop.0"); "0" for a thread that runs, or for all where the caller may not know. It is empty for a
 // process that is gone.

@@ -14,6 +14,7 @@ import (
 	"skep/internal/sys"
 
 	"skep/internal/testneed"
+	"skep/launch"
 )
 
 const aloneName = "REAPER_TEST_ALONE"
@@ -111,10 +112,10 @@ func (h *house) until(what string, done func() bool) {
 // shell is a Command that runs a script with skep's descriptors 0, 1 and 2 and
 // more from 3 on.
 func shell(script string, files ...*os.File) Command {
-	c := Command{
+	c := Command{Command: launch.Command{
 		Path: "/bin/sh", Argv: []string{"sh", "-c", script}, Env: os.Environ(), Terminal: -1,
 		Files: []uintptr{0, 1, 2},
-	}
+	}}
 	for _, f := range files {
 		c.Files = append(c.Files, f.Fd())
 	}
@@ -123,11 +124,11 @@ func shell(script string, files ...*os.File) Command {
 
 func (h *house) start(c Command) int {
 	h.Helper()
-	pid, err := h.Start(c)
+	p, err := h.Start(c)
 	if err != nil {
 		h.Fatal(err)
 	}
-	return pid
+	return p.PID
 }
 
 func (h *house) run(script string) Exit {

@@ -2,11 +2,11 @@ package reaper
 
 import (
 	"errors"
-	"io/fs"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"skep/launch"
 )
 
 // Exit is the end of one child of skep, taken from the kernel exactly once.
@@ -18,67 +18,12 @@ type Exit struct {
 	Known bool
 }
 
-// Command says what Table.Start runs. Path is executed as it stands: there is
-// no search in PATH here.
+// Command says what Table.Start runs.
 type Command struct {
-	Path string
-	Argv []string
-	Env  []string
-	// Dir is the child's working directory; empty leaves skep's own.
-	Dir string
-	// Files become the child's descriptors 0, 1, 2 and so on. They stay open in
-	// skep and their flags are not touched: O_NONBLOCK belongs to a description
-	// that other processes share.
-	Files []uintptr
-	// Terminal is the descriptor, in skep, of a terminal whose foreground group
-	// the child becomes, or -1.
-	Terminal int
-	// NewSession starts the child in a session of its own (setsid(2)) instead of
-	// a process group of its own.
-	NewSession bool
-	// KeepGroup leaves the child in skep's own process group.
-	KeepGroup bool
-	// NewTerminal makes descriptor 0 the controlling terminal of the child's new
-	// session; it needs NewSession.
-	NewTerminal bool
+	launch.Command
 	// Leftovers is the signal that what is left of the child's process group gets
 	// at the moment its first process is reaped, 0 for none.
 	Leftovers int
-}
-
-// StartError says why a command could not be started.
-type StartError struct {
-	Path string
-	Err  error
-}
-
-func (e *StartError) Error() string { return "cannot start " + e.Path + ": " + e.Err.Error() }
-
-// Unwrap gives the errno of fork or exec.
-func (e *StartError) Unwrap() error { return e.Err }
-
-// Transient tells whether the kernel refused for lack of a resource (pids,
-// memory, descriptors) and a later try may succeed.
-func (e *StartError) Transient() bool { return Transient(e.Err) }
-
-// Transient tells whether an error of a system call is the lack of a resource
-// that may be there again later.
-func Transient(err error) bool {
-	for _, lack := range []error{unix.EAGAIN, unix.ENOMEM, unix.ENFILE, unix.EMFILE, unix.ENOBUFS} {
-		if errors.Is(err, lack) {
-			return true
-		}
-	}
-	return false
-}
-
-// ExitCode is the shell's code for the failure: 127 not found, 126 for every
-// other refusal (POSIX.1-2017, Shell Command Language 2.8.2).
-func (e *StartError) ExitCode() int {
-	if errors.Is(e.Err, fs.ErrNotExist) {
-		return 127
-	}
-	return 126
 }
 
 // Table knows the processes that skep started and has not reaped. It has no
@@ -92,26 +37,13 @@ func NewTable() *Table { return &Table{started: make(map[int]int)} }
 
 // Start forks and executes c. It returns when the exec has succeeded or failed,
 // so the pid is in the Table before its exit can be seen. The error is always a
-// *StartError; then there is no process and nothing to reap.
-func (t *Table) Start(c Command) (int, error) {
-	attr := &syscall.ProcAttr{Dir: c.Dir, Env: c.Env, Files: c.Files, Sys: &syscall.SysProcAttr{}}
-	switch {
-	case c.NewSession:
-		attr.Sys.Setsid = true
-		attr.Sys.Setctty = c.NewTerminal
-	case c.KeepGroup:
-	case c.Terminal >= 0:
-		attr.Sys.Foreground = true
-		attr.Sys.Ctty = c.Terminal
-	default:
-		attr.Sys.Setpgid = true
+// *launch.StartError; then there is no process and nothing to reap.
+func (t *Table) Start(c Command) (launch.Process, error) {
+	p, err := launch.Start(&c.Command)
+	if err == nil {
+		t.started[p.PID] = c.Leftovers
 	}
-	pid, err := syscall.ForkExec(c.Path, c.Argv, attr)
-	if err != nil {
-		return 0, &StartError{Path: c.Path, Err: err}
-	}
-	t.started[pid] = c.Leftovers
-	return pid, nil
+	return p, err
 }
 
 // Len is the number of processes in the table.

@@ -14,7 +14,10 @@ const (
 	guardAgain   = 10 * time.Minute       // a worker recycled twice in this time was recycled in vain
 	guardVain    = 30 * time.Second       // over again this soon, a worker needs what it takes and does not leak
 	guardBack    = 10 * time.Minute       // this long without trouble one worker is added again
+	guardUnknown = time.Second            // between two samples, while it is not known how memory grows
 	guardOneKill = 2 * time.Second        // kills this close together are one shortage
+	guardStart   = 30 * time.Second       // a successor may take as long to start, and meanwhile what grows goes on growing
+	guardRate    = time.Second            // growth is taken over this long or longer
 	guardAnswer  = 5 * time.Second        // sizes of workers asked for and not given by then are asked for again
 )
 
@@ -36,7 +39,8 @@ type Guard struct {
 	asked   time.Time // sizes of workers were asked for; zero if no answer is awaited
 	last    Usage
 	next    time.Time
-	seen    time.Time // when last was taken
+	seen    time.Time  // when last was taken
+	rate    [2]reading // for the growth: an older one, and one that becomes it
 	killed  time.Time
 	recycle map[int]time.Time // slot to the last time it was recycled for its memory
 	patient time.Time         // until then nothing is recycled: it would be in vain
@@ -59,6 +63,12 @@ type Usage struct {
 	Busy    bool   // a worker is on its way out, or in place of a recycled one on its way in: no further one may go now
 }
 
+// reading is one amount of memory in use.
+type reading struct {
+	at   time.Time
+	used uint64
+}
+
 // Worker is the memory of one worker.
 type Worker struct {
 	Slot  int
@@ -75,8 +85,8 @@ type Measure struct{}
 // Recycle asks for a worker to be replaced gracefully.
 type Recycle struct {
 	Slot int
-	// StopThenStart says that a second copy does not fit beside it: the old worker ends first. Otherwise the new one
-	// starts first.
+	// StopThenStart says that a second copy does not fit beside it, or not for as long as it may take to start: the old
+	// worker ends first. Otherwise the new one starts first.
 	StopThenStart bool
 	Why           string
 }
@@ -115,12 +125,15 @@ func (g *Guard) Usage(now time.Time, u Usage) []Action {
 	}
 	g.limit, g.last, g.seen = u.Limit, u, now
 	g.next = now.Add(interval(u, before, now.Sub(had)))
+	if now.Sub(g.rate[1].at) >= guardRate {
+		g.rate = [2]reading{g.rate[1], {now, u.Used}}
+	}
 	if u.Limit == 0 {
 		g.over, g.asked, g.next = false, time.Time{}, now.Add(guardLatest)
 		return out
 	}
 
-	over := u.Used > mulDiv(u.Limit, guardOver, 1000)
+	over := Over(u.Used, u.Limit)
 	twice := over && g.over
 	g.over = over
 	switch {
@@ -168,7 +181,7 @@ func (g *Guard) Workers(now time.Time, ws []Worker) []Action {
 	r := Recycle{
 		Slot: big.Slot,
 		// A copy may not lift the sum over the limit while both live. Unknown needs are taken as no room.
-		StopThenStart: u.Worker == 0 || addSat(u.Used, u.Worker) > u.Limit,
+		StopThenStart: u.Worker == 0 || addSat(addSat(u.Used, u.Worker), g.growth()) > u.Limit,
 		Why: "memory in use is " + size(u.Used) + " of " + size(u.Limit) + ", slot " + strconv.Itoa(big.Slot) +
 			" is the largest with " + size(big.Bytes),
 	}
@@ -196,6 +209,19 @@ func (g *Guard) Workers(now time.Time, ws []Worker) []Action {
 	return []Action{s, r}
 }
 
+// growth is what the memory in use will have grown by when a successor has started, if it goes on like this.
+func (g *Guard) growth() uint64 {
+	from := g.rate[0]
+	if from.at.IsZero() {
+		from = g.rate[1]
+	}
+	took := g.seen.Sub(from.at)
+	if took <= 0 {
+		return 0
+	}
+	return mulDiv(subSat(g.last.Used, from.used), uint64(guardStart), uint64(took))
+}
+
 // OOMKill tells that the kernel killed for want of memory, in this container, while planned workers were planned.
 func (g *Guard) OOMKill(now time.Time, planned int) []Action {
 	one := !g.killed.IsZero() && now.Sub(g.killed) < guardOneKill
@@ -205,6 +231,9 @@ func (g *Guard) OOMKill(now time.Time, planned int) []Action {
 	}
 	return []Action{Shrink{g.Allowed(planned), "the kernel killed a process because memory ran out"}}
 }
+
+// Over says whether so much in use is more than the guard lets be.
+func Over(used, limit uint64) bool { return used > mulDiv(limit, guardOver, 1000) }
 
 // take holds one more worker back, if that leaves enough.
 func (g *Guard) take(planned int) bool {
@@ -222,7 +251,9 @@ func (g *Guard) Deadline() time.Time { return g.next }
 
 // interval is the time to the next sample. It falls with the third power of the room below the threshold: something that
 // eats three hundredths of the limit per second is then still seen before the limit, whenever it begins. Growth that was
-// seen is followed: at least four samples before it reaches the threshold.
+// seen is followed: at least four samples before it reaches the threshold. Of what was seen for a short time only, as at
+// the start, nothing is foretold for longer than twice that time, and nothing at all while workers come and go: what
+// they take at once comes on top of what grows.
 func interval(u, before Usage, since time.Duration) time.Duration {
 	over := mulDiv(u.Limit, guardOver, 1000)
 	if u.Used >= over || over == 0 {
@@ -236,5 +267,9 @@ func interval(u, before Usage, since time.Duration) time.Duration {
 		reach := mulDiv(uint64(since), room, grown) / 4
 		d = min(d, time.Duration(min(reach, uint64(guardLatest))))
 	}
-	return min(max(d, guardSoonest), guardLatest)
+	known := max(2*since, guardUnknown)
+	if before.Limit == 0 || u.Running != before.Running || u.Busy || before.Busy {
+		known = guardUnknown
+	}
+	return min(max(min(d, known), guardSoonest), guardLatest)
 }

@@ -66,6 +66,33 @@ func TestGuardStartsFirstWhereACopyFits(t *testing.T) {
 		Why: "memory in use is 910 MiB of 1000 MiB, slot 1 is the largest with 450 MiB"})
 }
 
+// A copy fits beside the worker that has to go, but not for as long as it takes to start while that one goes on growing.
+func TestGuardLooksAhead(t *testing.T) {
+	for _, c := range []struct {
+		grows uint64 // MiB a second
+		stop  bool
+	}{{0, false}, {2, false}, {3, true}, {50, true}} {
+		g, u := NewGuard(1), near(0)
+		u.Worker = 20 * mib
+		var got []Action
+		for i := range 300 {
+			u.Used = 890*mib + uint64(i)*c.grows*mib/10
+			if c.grows == 0 {
+				u.Used = 910 * mib
+			}
+			now := at(time.Duration(i) * 100 * time.Millisecond)
+			for _, a := range g.Usage(now, u) {
+				if _, ok := a.(Measure); ok && got == nil {
+					got = g.Workers(now, three)
+				}
+			}
+		}
+		if len(got) != 1 || got[0].(Recycle).StopThenStart != c.stop {
+			t.Errorf("growing by %d MiB/s: %#v", c.grows, got)
+		}
+	}
+}
+
 func TestGuardRecyclesOneAtATime(t *testing.T) {
 	g := NewGuard(1)
 	over(t, g, at(0), near(950*mib), three)
@@ -219,6 +246,10 @@ func TestGuardSamplesFollowTheRoom(t *testing.T) {
 	} {
 		u := near(tt.used * mib)
 		g := NewGuard(1)
+		g.Usage(at(-time.Minute), u)
+		if got := g.Deadline().Sub(at(-time.Minute)); got > time.Second {
+			t.Errorf("%d MiB: second sample after %v", tt.used, got)
+		}
 		g.Usage(at(0), u)
 		got := g.Deadline().Sub(at(0))
 		if got < tt.from || got > tt.to || got > last {
@@ -232,18 +263,30 @@ func TestGuardSamplesFollowTheRoom(t *testing.T) {
 	if got := g.Deadline().Sub(at(10 * time.Second)); got > 8*time.Second {
 		t.Errorf("20 MiB/s with 600 MiB to go: next sample after %v", got)
 	}
+	// What comes and goes is looked at soon.
+	u := near(100 * mib)
+	u.Running++
+	g.Usage(at(time.Minute), near(100*mib))
+	g.Usage(at(2*time.Minute), u)
+	if got := g.Deadline().Sub(at(2 * time.Minute)); got > time.Second {
+		t.Errorf("with one worker more: next sample after %v", got)
+	}
 }
 
 // A leak of up to three hundredths of the limit per second, that begins at any time and any level, is answered by a
-// recycling before the limit is reached.
+// recycling before the limit is reached, also when at the first sample the workers were still about to take their memory.
 func TestGuardSeesALeakBeforeTheLimit(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		limit := rapid.Uint64Range(16*mib, 64*gib).Draw(t, "limit")
 		base := mulDiv(limit, rapid.Uint64Range(0, 800).Draw(t, "level"), 1000)
 		begins := time.Duration(rapid.Int64Range(0, int64(time.Minute)).Draw(t, "begins"))
+		start := mulDiv(base, rapid.Uint64Range(0, 1000).Draw(t, "start"), 1000)      // in use at the first sample
 		rate := max(1, mulDiv(limit, rapid.Uint64Range(1, 30).Draw(t, "rate"), 1000)) // bytes per second
 		used := func(now time.Time) uint64 {
 			age := now.Sub(epoch) - begins
+			if now.Equal(epoch) {
+				return start
+			}
 			if age < 0 {
 				return base
 			}

@@ -17,15 +17,21 @@ const (
 // added by Plan. The largest worker counts. Every worker that becomes ready is measured anew, because the need of
 // the first alone may mislead; what was learned never shrinks, except by Forget.
 //
+// A worker may seem to have its size while its code waits for something, a database perhaps, before it loads the rest.
+// The worker that settled first is therefore measured on, more rarely, until it is a minute old: it is ahead of all others,
+// and the size that it settles at then is known before they have grown to it.
+//
 // The loop calls Ready when a worker becomes ready, asks Due at each Deadline whom to measure, has the memory read
 // elsewhere (law 4) and hands it to Sample. The zero value is ready for use.
 type Learner struct {
 	slots map[int]*learning
 	most  uint64
+	ahead *learning // the worker that settled first, for ever
 }
 
 type learning struct {
 	since, next time.Time
+	settled     bool
 	samples     []sample // the oldest is the last one that is at least learnWindow old, if there is one
 	most        uint64
 }
@@ -48,14 +54,17 @@ func (l *Learner) Ready(now time.Time, slot int) {
 func (l *Learner) Gone(slot int) { delete(l.slots, slot) }
 
 // Forget drops what was learned, for instance because a reload brings another program; workers being measured stay so.
-func (l *Learner) Forget() { l.most = 0 }
+func (l *Learner) Forget() { l.most, l.ahead = 0, nil }
 
-// Due is the slots to measure now, in ascending order; each is due again after a second.
+// Due is the slots to measure now, in ascending order; each is due again after a second, or three once it has settled.
 func (l *Learner) Due(now time.Time) []int {
 	var due []int
 	for slot, s := range l.slots {
 		if !now.Before(s.next) {
 			s.next = now.Add(learnEvery)
+			if s.settled {
+				s.next = now.Add(learnWindow)
+			}
 			due = append(due, slot)
 		}
 	}
@@ -64,14 +73,27 @@ func (l *Learner) Due(now time.Time) []int {
 }
 
 // Sample takes the memory of the process tree of the worker in slot as it was at now, in bytes; 0 says that it could
-// not be read. It reports whether the worker has settled with this sample, that is, whether Worker may have a new
-// answer. Samples of slots that are not being measured are ignored.
+// not be read. It reports whether the worker has settled with this sample, or at another size than before, that is, whether
+// Worker may have a new answer. Samples of slots that are not being measured are ignored.
 func (l *Learner) Sample(now time.Time, slot int, bytes uint64) (settled bool) {
 	s := l.slots[slot]
 	if s == nil {
 		return false
 	}
 	late := now.Sub(s.since) >= learnAtMost
+	if s.settled {
+		if late {
+			delete(l.slots, slot)
+		}
+		// One that grows and grows leaks, and what it holds is not what it needs.
+		before := s.most
+		s.most = bytes
+		if grown(before, bytes) || !grown(l.most, bytes) {
+			return false
+		}
+		l.most = bytes
+		return true
+	}
 	if bytes > 0 {
 		s.most = max(s.most, bytes)
 		s.samples = append(s.samples, sample{now, bytes})
@@ -83,9 +105,15 @@ func (l *Learner) Sample(now time.Time, slot int, bytes uint64) (settled bool) {
 		for _, x := range s.samples[1:] {
 			most = max(most, x.bytes)
 		}
-		if now.Sub(first.at) >= learnWindow && (most-first.bytes) < (first.bytes+49)/50 {
+		if now.Sub(first.at) >= learnWindow && !grown(first.bytes, most) {
 			l.most = max(l.most, most)
-			delete(l.slots, slot)
+			s.settled, s.most = true, most
+			if l.ahead == nil {
+				l.ahead = s
+			}
+			if l.ahead != s || late {
+				delete(l.slots, slot)
+			}
 			return true
 		}
 	}
@@ -96,6 +124,11 @@ func (l *Learner) Sample(now time.Time, slot int, bytes uint64) (settled bool) {
 		return true
 	}
 	return false
+}
+
+// grown tells whether a size is a fiftieth over another one or more.
+func grown(from, to uint64) bool {
+	return to > from && to-from >= subSat(from, 1)/50+1
 }
 
 // Deadline is when the next sample is due, the zero time if none is.
@@ -109,8 +142,8 @@ func (l *Learner) Deadline() time.Time {
 	return d
 }
 
-// Measuring says whether the worker in slot is still being measured.
-func (l *Learner) Measuring(slot int) bool { return l.slots[slot] != nil }
+// Measuring says whether the worker in slot is being measured and has not settled yet.
+func (l *Learner) Measuring(slot int) bool { return l.slots[slot] != nil && !l.slots[slot].settled }
 
 // Worker is what one worker holds, in bytes: the largest settled one. It is 0 until one has settled.
 func (l *Learner) Worker() uint64 { return l.most }

@@ -80,10 +80,64 @@ func TestLearnerWaitsForTheWorkerToSettle(t *testing.T) {
 			if got := l.Worker(); got != tt.worker {
 				t.Errorf("one worker needs %d, want %d", got, tt.worker)
 			}
-			if !l.Deadline().IsZero() {
-				t.Error("a timer is left")
+			for n := 0; !l.Deadline().IsZero(); n++ {
+				now := l.Deadline()
+				if n > 25 || now.Sub(epoch) > 63*s {
+					t.Fatal("measured for more than a minute")
+				}
+				for _, slot := range l.Due(now) {
+					if l.Sample(now, slot, tt.worker) {
+						t.Error("told again though nothing has grown")
+					}
+				}
 			}
 		})
+	}
+}
+
+// The first worker loads the rest after others have been started: they are told in time. Others are not measured on, and
+// neither is the first for more than a minute.
+func TestLearnerLooksAfterTheFirst(t *testing.T) {
+	const s = time.Second
+	var l Learner
+	steady := func(time.Duration) uint64 { return 30 * mib }
+	learn(t, &l, 0, epoch, steady)
+	learn(t, &l, 1, at(3*s), steady)
+	if l.Measuring(0) || l.Measuring(1) {
+		t.Error("settled, but not for those who wait for it")
+	}
+	sample := func(bytes uint64) (grown bool) {
+		t.Helper()
+		now := l.Deadline()
+		if due := l.Due(now); !slices.Equal(due, []int{0}) {
+			t.Fatalf("due %v", due)
+		}
+		return l.Sample(now, 0, bytes)
+	}
+	if sample(30*mib+mib/2) || sample(0) || sample(20*mib) || l.Worker() != 30*mib {
+		t.Error("what is next to nothing counts for growth")
+	}
+	for n := uint64(40); n <= 70; n += 10 {
+		if sample(n * mib) {
+			t.Error("what grows and grows is learned from")
+		}
+	}
+	if sample(90*mib) || !sample(90*mib) || l.Worker() != 90*mib {
+		t.Errorf("grew to 90 MiB, and one worker needs %d", l.Worker())
+	}
+	if sample(90 * mib) {
+		t.Error("told twice")
+	}
+	for !l.Deadline().IsZero() {
+		if now := l.Deadline(); now.After(at(63 * s)) {
+			t.Fatal("measured for more than a minute")
+		}
+		sample(90 * mib)
+	}
+	// The successor of the first is one like the others.
+	learn(t, &l, 0, at(100*s), steady)
+	if !l.Deadline().IsZero() {
+		t.Error("a timer is left")
 	}
 }
 
@@ -136,7 +190,7 @@ func TestLearnerAlwaysSettles(t *testing.T) {
 		l.Ready(epoch, 3)
 		now := epoch
 		most := uint64(0)
-		for now.Sub(epoch) < 61*time.Second {
+		for now.Sub(epoch) < 61*time.Second && !l.Deadline().IsZero() {
 			if d := l.Deadline(); d.After(now) {
 				now = d
 			}
@@ -144,8 +198,9 @@ func TestLearnerAlwaysSettles(t *testing.T) {
 			l.Due(now)
 			n := drawBytes(t, "memory")
 			most = max(most, n)
-			if l.Sample(now, 3, n) {
-				break
+			before := l.Worker()
+			if told := l.Sample(now, 3, n); !told && l.Worker() != before {
+				t.Fatalf("learned %d after %d and did not tell", l.Worker(), before)
 			}
 		}
 		if l.Measuring(3) {

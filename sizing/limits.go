@@ -150,10 +150,23 @@ func subSat(a, b uint64) uint64 {
 
 // mulDiv is a × num / den rounded down, den > 0; what does not fit saturates.
 func mulDiv(a, num, den uint64) uint64 {
+	q, _ := divide(a, num, den)
+	return q
+}
+
+// mulDivUp is the same rounded up.
+func mulDivUp(a, num, den uint64) uint64 {
+	q, rest := divide(a, num, den)
+	if rest > 0 {
+		q = addSat(q, 1)
+	}
+	return q
+}
+
+func divide(a, num, den uint64) (q, rest uint64) {
 	hi, lo := bits.Mul64(a, num)
 	if hi >= den {
-		return ^uint64(0)
+		return ^uint64(0), 0
 	}
-	q, _ := bits.Div64(hi, lo, den)
-	return q
+	return bits.Div64(hi, lo, den)
 }

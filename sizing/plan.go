@@ -105,12 +105,12 @@ func Plan(l Limits, p Policy, learned uint64) Decision {
 
 // Need is what is planned for a worker that was seen to hold learned bytes. Under load it may hold a quarter more, and all
 // of them at once must still fit into the limit: with a target of 0.8 or less that quarter is the part of the limit that is
-// not planned for, over it the rest is added here.
+// not planned for, over it the rest is added here (docs/adr/0003-the-sum.md).
 func Need(learned uint64, target Milli) uint64 {
 	if target <= 800 || learned == 0 {
 		return learned
 	}
-	return addSat(mulDiv(learned, uint64(target)*5, 4000), 1) // never less for being rounded
+	return mulDivUp(learned, uint64(target)*5, 4000)
 }
 
 // memory is the bound that counts: the limit, or the machine's memory where that is less or where no limit is set. With

@@ -365,6 +365,9 @@ func TestSaturation(t *testing.T) {
 		{mulDiv(math.MaxUint64, 1001, 1000), math.MaxUint64},
 		{mulDiv(math.MaxUint64, math.MaxUint64, 1), math.MaxUint64},
 		{mulDiv(7, 3, 2), 10},
+		{mulDivUp(7, 3, 2), 11},
+		{mulDivUp(8, 3, 2), 12},
+		{mulDivUp(math.MaxUint64, 1001, 1000), math.MaxUint64},
 		{addSat(math.MaxUint64, 1), math.MaxUint64},
 		{addSat(3, 4), 7},
 		{subSat(3, 4), 0},
@@ -422,19 +425,47 @@ func FuzzParseMilli(f *testing.F) {
 	})
 }
 
-// Workers may grow by a quarter after they were measured, all at once, and must still fit into the limit, whatever the
-// target: and with the default target the quarter is not counted twice.
+// Workers may grow by a quarter after they were measured, all at once, and must still fit into the limit beside base and
+// reserve, whatever the target: and with the default target the quarter is not counted twice.
 func TestNeedLeavesRoomForLoad(t *testing.T) {
 	if got := Need(100*mib, DefaultTarget); got != 100*mib {
 		t.Errorf("need at the default target %d", got)
+	}
+	if got := Need(100*mib, 1000); got != 125*mib {
+		t.Errorf("need at the whole limit %d", got)
 	}
 	rapid.Check(t, func(t *rapid.T) {
 		limit := mem(rapid.Uint64Range(64*mib, 64*gib).Draw(t, "limit"))
 		held := rapid.Uint64Range(mib, limit.Bytes).Draw(t, "held")
 		p := Policy{Target: Milli(rapid.IntRange(100, 1000).Draw(t, "target")), WorkersPerCPU: 1000000}
+		p.Base = rapid.Uint64Range(0, gib).Draw(t, "base")
+		p.Reserve = rapid.Uint64Range(0, gib).Draw(t, "reserve")
 		d := Plan(machine(Limits{Memory: limit, Quota: cpu(8000)}), p, held)
-		if n := uint64(d.Workers); *d.ByMemory > 0 && n*held/100*125 > limit.Bytes {
+		if n := uint64(d.Workers); *d.ByMemory > 0 && n*held/100*125+p.Base+p.Reserve > limit.Bytes {
 			t.Fatalf("%d workers of %d that grow by a quarter do not fit into %d", n, held, limit.Bytes)
+		}
+	})
+}
+
+// A larger target never takes a worker away, and a larger reserve or base never adds one. Of rounding two bytes are
+// forgiven.
+func TestPlanIsMonotoneInThePolicy(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		l := machine(Limits{Memory: mem(rapid.Uint64Range(64*mib, 64*gib).Draw(t, "limit")), Quota: cpu(8000)})
+		learned := rapid.Uint64Range(mib, 4*gib).Draw(t, "learned")
+		p := Policy{Target: Milli(rapid.IntRange(100, 1000).Draw(t, "target")), WorkersPerCPU: 1000000}
+		p.Base = rapid.Uint64Range(0, gib).Draw(t, "base")
+		p.Reserve = rapid.Uint64Range(0, gib).Draw(t, "reserve")
+		q := p
+		q.Target = Milli(rapid.IntRange(int(p.Target), 1000).Draw(t, "larger target"))
+		if a, b := Plan(l, p, learned+2), Plan(l, q, learned); *a.ByMemory > *b.ByMemory {
+			t.Fatalf("with a larger target fewer workers:\n%s\n%s", a.Reason, b.Reason)
+		}
+		q = p
+		q.Base += rapid.Uint64Range(0, gib).Draw(t, "more base")
+		q.Reserve += rapid.Uint64Range(0, gib).Draw(t, "more reserve")
+		if a, b := Plan(l, p, learned), Plan(l, q, learned); *a.ByMemory < *b.ByMemory {
+			t.Fatalf("with less to share more workers:\n%s\n%s", a.Reason, b.Reason)
 		}
 	})
 }

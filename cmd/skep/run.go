@@ -7,12 +7,13 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"skep/compat"
 	"skep/config"
 	"skep/initd"
 	"skep/internal/logger"
-	"skep/launch"
+	"skep/internal/signals"
 	"skep/prestart/wait"
 )
 
@@ -22,27 +23,25 @@ func run(args []string) int {
 	// One processor is enough for each part, and the threads that the runtime keeps
 	// for more of them would count against the container's pids limit.
 	runtime.GOMAXPROCS(1)
-	switch {
-	case launch.Is(args):
-		return launch.Main(args)
-	case wait.Is(args):
+	if wait.Is(args) {
 		return wait.Main(args)
 	}
 	// Before anything else: until now a TERM would end a process that may be PID 1,
 	// or be lost.
-	signals := initd.CatchSignals()
+	taken, err := initd.CatchSignals()
+	if err != nil {
+		complain(err)
+		return exitCode(err)
+	}
 	code := 0
 	if program := compat.Called(args[0]); program != compat.None {
-		return personality(program, args, signals)
+		return personality(program, args, taken)
 	}
-	var err error
-	if len(args) > 2 && args[1] == "--" {
-		// The usual ENTRYPOINT has no flags to read, and reading none takes the library
-		// as long as starting the command.
-		code, err = serve(signals, config.Input{Environ: os.Environ(), Command: args[2:], NeedsCommand: true}, false)
+	args = withCommand(args)
+	if in, ok := plainFlags(args); ok {
+		code, err = serve(taken, in, false)
 	} else {
-		args = withCommand(args)
-		err = application(args[1], signals, &code).Run(args)
+		err = application(args[1], taken, &code).Run(args)
 	}
 	if err != nil {
 		complain(err)
@@ -52,14 +51,14 @@ func run(args []string) int {
 }
 
 // personality is the whole program when it was called as another init.
-func personality(program compat.Program, args []string, signals *initd.Signals) int {
+func personality(program compat.Program, args []string, taken *signals.Source) int {
 	r := compat.Parse(program, args, os.LookupEnv, compat.Self{PID: os.Getpid(), Version: version, License: license})
-	_, _ = os.Stdout.WriteString(r.Stdout)
-	_, _ = os.Stderr.WriteString(r.Stderr)
+	say(1, []byte(r.Stdout))
+	say(2, []byte(r.Stderr))
 	if r.Init == nil {
 		return r.Code
 	}
-	code, err := initd.Run(initd.Personality(r.Init, os.Environ()), signals)
+	code, err := initd.Run(initd.Personality(r.Init, os.Environ()), taken)
 	if err != nil {
 		complain(err)
 		return exitCode(err)
@@ -84,11 +83,23 @@ func withCommand(args []string) []string {
 func complain(err error) {
 	var failure *initd.Failure
 	if errors.As(err, &failure) && failure.Line != "" {
-		_, _ = os.Stderr.WriteString(failure.Line)
+		say(2, []byte(failure.Line))
 		return
 	}
 	for _, line := range strings.Split(err.Error(), "\n") {
-		_, _ = os.Stderr.Write(logger.AppendText(nil, logger.Info, line, nil))
+		say(2, logger.AppendText(nil, logger.Info, line, nil))
+	}
+}
+
+// say writes past package os, which would end the program by PIPE when nobody reads: the
+// exit code is what counts then.
+func say(fd int, text []byte) {
+	for len(text) > 0 {
+		n, err := unix.Write(fd, text)
+		if err != nil && err != unix.EINTR {
+			return
+		}
+		text = text[max(n, 0):]
 	}
 }
 
@@ -102,24 +113,24 @@ func exitCode(err error) int {
 }
 
 // serve runs the steps and the command, or only the steps.
-func serve(signals *initd.Signals, in config.Input, only bool) (int, error) {
+func serve(taken *signals.Source, in config.Input, only bool) (int, error) {
 	o, err := config.Build(in)
 	if err != nil {
 		return 0, err
 	}
 	o.Prestart.Only = only
-	return initd.Run(o, signals)
+	return initd.Run(o, taken)
 }
 
 // application is the command line. Only the command that is called gets its
 // flags: making them all would take longer than starting a process.
-func application(called string, signals *initd.Signals, code *int) *cli.App {
+func application(called string, taken *signals.Source, code *int) *cli.App {
 	cli.FlagStringer = describe
 	cli.VersionPrinter = func(c *cli.Context) { _, _ = c.App.Writer.Write([]byte("skep version " + version + "\n")) }
 	run := func(only bool) func(*cli.Context, config.Input) error {
 		return func(_ *cli.Context, in config.Input) (err error) {
 			in.NeedsCommand = !only
-			*code, err = serve(signals, in, only)
+			*code, err = serve(taken, in, only)
 			return err
 		}
 	}

@@ -9,14 +9,13 @@ import (
 	"testing"
 
 	"skep/config"
-	"skep/launch"
 	"skep/prestart/wait"
 )
 
 // TestMain makes the test binary skep itself when a test asks for it: skep
 // changes what a whole process is (signals, working directory, subreaper).
 func TestMain(m *testing.M) {
-	if os.Getenv("SKEP_TEST_ROLE") == "skep" || launch.Is(os.Args) || wait.Is(os.Args) {
+	if os.Getenv("SKEP_TEST_ROLE") == "skep" || wait.Is(os.Args) {
 		_ = os.Unsetenv("SKEP_TEST_ROLE")
 		os.Exit(run(os.Args))
 	}

@@ -84,6 +84,30 @@ func TestSimulationNoticesFaults(t *testing.T) {
 			}
 			return effects
 		}}},
+		{"changes a seat in silence", "the generation", wrongCore{after: func(s *Supervisor, _ time.Time, _ Event, effects []Effect) []Effect {
+			s.generation = 0
+			return effects
+		}}},
+		{"does not heed one that says that it stops", "although its worker said", wrongCore{before: func(_ *Supervisor, ev Event) Event {
+			if _, ok := ev.(Leaving); ok {
+				return Tick{}
+			}
+			return ev
+		}}},
+		{"does not heed that one is dying", "although its worker is dying", wrongCore{before: func(_ *Supervisor, ev Event) Event {
+			if _, ok := ev.(Dying); ok {
+				return Tick{}
+			}
+			return ev
+		}}},
+		{"ends one that ends by itself", "ending by itself", wrongCore{after: func(s *Supervisor, _ time.Time, ev Event, effects []Effect) []Effect {
+			if ev, ok := ev.(Leaving); ok {
+				if st := s.byPID(ev.PID); st != nil && st.leaving && s.phase == Running {
+					return append(effects, Kill{Seat: st.ID, PID: st.PID, Signal: sigterm})
+				}
+			}
+			return effects
+		}}},
 		{"forgets an exit", "does not match", wrongCore{before: func(_ *Supervisor, ev Event) Event {
 			if exit, ok := ev.(Exited); ok && exit.Status.Code == 3 {
 				return nil

@@ -90,7 +90,7 @@ func TestReload(t *testing.T) {
 		p := service(4)
 		p.StartParallel, p.StartSpacing = 1, time.Hour
 		sc := playReady(t, p)
-		sc.step(Scale{Workers: 3}).step(Hung{0}).exit(1, 3).exit(2, 3).after(time.Second).clear()
+		sc.step(Scale{Workers: 3}).step(Hung{Seat: 0}).exit(1, 3).exit(2, 3).after(time.Second).clear()
 		sc.wantStates("0:stopping 1:starting 2:down 3:draining").step(Reload{Surge: true}).want("")
 		sc.ready(1).want("start 2 in slot 2").ready(2).want("start 4 in slot 1")
 	})
@@ -211,7 +211,7 @@ func TestStandby(t *testing.T) {
 		sc.after(time.Second).ready(0).wantStates("0:standby 1:ready 2:ready")
 	})
 	t.Run("takes the place of a hung worker", func(t *testing.T) {
-		playReady(t, p).step(Hung{1}).wantStates("0:ready 1:stopping 2:ready")
+		playReady(t, p).step(Hung{Seat: 1}).wantStates("0:ready 1:stopping 2:ready")
 	})
 	t.Run("a dead spare comes back as a spare", func(t *testing.T) {
 		sc := playReady(t, p)
@@ -228,7 +228,7 @@ func TestStandby(t *testing.T) {
 func TestHung(t *testing.T) {
 	t.Run("gets the signal, then KILL, and starts again at once", func(t *testing.T) {
 		sc := playReady(t, service(2))
-		sc.step(Hung{0}).want("kill 0 ABRT").wantStates("0:stopping 1:ready").wantNote(Error, "hangs")
+		sc.step(Hung{Seat: 0}).want("kill 0 ABRT").wantStates("0:stopping 1:ready").wantNote(Error, "hangs")
 		sc.after(2*time.Second - 1).want("").after(1).want("kill 0 KILL tree")
 		sc.exit(0, -sigkill).want("start 0 in slot 0").wantStates("0:starting 1:ready")
 		if last := sc.seat(0).Last; last.Cause != CauseHang || last.Status.Signal != sigkill {
@@ -240,12 +240,74 @@ func TestHung(t *testing.T) {
 		p.Standby = 1
 		sc := playReady(t, p)
 		sc.exit(0, 3).step(Recycle{Slot: 1, Cause: CauseAge}).after(time.Second).clear()
-		sc.wantStates("0:starting 1:draining 2:ready 3:ready").step(Hung{0}).step(Hung{1}).step(Hung{9}).want("")
+		sc.wantStates("0:starting 1:draining 2:ready 3:ready").step(Hung{Seat: 0}).step(Hung{Seat: 1}).step(Hung{Seat: 9}).want("")
 	})
 	t.Run("while it is being replaced", func(t *testing.T) {
 		sc := playReady(t, service(2))
-		sc.step(Reload{Surge: true}).step(Hung{0}).want("start 2 in slot 0, kill 0 ABRT").ready(2)
+		sc.step(Reload{Surge: true}).step(Hung{Seat: 0}).want("start 2 in slot 0, kill 0 ABRT").ready(2)
 		sc.want("").exit(0, -sigabrt).want("retire 0, start 3 in slot 1")
+	})
+}
+
+// A worker that says that it stops gets nothing new and no signal until its time
+// is over, and a spare serves at once.
+func TestLeaving(t *testing.T) {
+	leave := func(sc *scene, seat int) *scene { return sc.step(Leaving{PID: sc.seat(seat).PID}) }
+	t.Run("it ends by itself", func(t *testing.T) {
+		sc := leave(playReady(t, service(2)), 0)
+		sc.want("").wantStates("0:draining 1:ready")
+		sc.step(Drained{0}).want("") // its queue is its successor's
+		sc.after(10*time.Second).want("").exit(0, 0).want("start 0 in slot 0")
+	})
+	t.Run("it does not", func(t *testing.T) {
+		sc := leave(playReady(t, service(2)), 0)
+		sc.after(25*time.Second - 1).want("").after(1).want("kill 0 TERM").wantStates("0:stopping 1:ready")
+		sc.clear().after(25 * time.Second).want("kill 0 KILL tree")
+	})
+	t.Run("a spare serves", func(t *testing.T) {
+		p := service(2)
+		p.Standby = 1
+		leave(playReady(t, p), 0).wantStates("0:draining 1:ready 2:ready")
+	})
+	t.Run("a stop tells it too", func(t *testing.T) {
+		leave(playReady(t, service(2)), 0).step(Signal{sigterm}).want("kill 0 TERM, kill 1 TERM")
+	})
+	t.Run("a reload has nothing to replace there", func(t *testing.T) {
+		sc := leave(playReady(t, service(2)), 0).step(Reload{Surge: true})
+		sc.want("start 2 in slot 1")
+	})
+	t.Run("not ready, it is not in service", func(t *testing.T) {
+		sc := play(t, service(2)).clear()
+		leave(sc, 0).want("").wantStates("0:starting 1:starting")
+	})
+}
+
+func TestDying(t *testing.T) {
+	die := func(sc *scene, seat int) *scene { return sc.step(Dying{PID: sc.seat(seat).PID}) }
+	t.Run("its exit tells why", func(t *testing.T) {
+		sc := die(playReady(t, service(2)), 0).want("").wantStates("0:stopping 1:ready")
+		sc.after(time.Hour).want("") // a core file may be large
+		sc.exit(0, -sigabrt).wantStates("0:backoff 1:ready")
+		if got := sc.seat(0).Last; got.Cause != CauseSignal || got.Status.Signal != sigabrt {
+			t.Errorf("it ended by %+v", got)
+		}
+	})
+	t.Run("a spare serves at once", func(t *testing.T) {
+		p := service(2)
+		p.Standby = 1
+		die(playReady(t, p), 0).wantStates("0:stopping 1:ready 2:ready").exit(0, -sigkill).wantStates("0:backoff 1:ready 2:ready")
+	})
+	t.Run("a dying spare is none", func(t *testing.T) {
+		p := service(2)
+		p.Standby = 1
+		die(die(playReady(t, p), 2), 0).wantStates("0:stopping 1:ready 2:stopping")
+	})
+	t.Run("a stop waits for it", func(t *testing.T) {
+		sc := die(playReady(t, service(2)), 0).step(Signal{sigterm}).want("kill 1 TERM")
+		sc.clear().after(25 * time.Second).want("kill 0 KILL tree, kill 1 KILL tree")
+	})
+	t.Run("not ready, it is not in service", func(t *testing.T) {
+		die(play(t, service(2)).clear(), 0).want("").wantStates("0:starting 1:starting")
 	})
 }
 
@@ -258,7 +320,7 @@ func TestCauses(t *testing.T) {
 		{"exit", func(sc *scene) { sc.exit(0, 7) }, End{Cause: CauseExit, Status: Status{Code: 7}}},
 		{"signal", func(sc *scene) { sc.exit(0, -sigkill) }, End{Cause: CauseSignal, Status: Status{Signal: sigkill}}},
 		{"oom", func(sc *scene) { sc.step(Exited{PID: 100, Status: Status{Signal: sigkill}, OOM: true}) }, End{Cause: CauseOOM, Status: Status{Signal: sigkill}}},
-		{"hang", func(sc *scene) { sc.step(Hung{0}).exit(0, -sigabrt) }, End{Cause: CauseHang, Status: Status{Signal: sigabrt}}},
+		{"hang", func(sc *scene) { sc.step(Hung{Seat: 0}).exit(0, -sigabrt) }, End{Cause: CauseHang, Status: Status{Signal: sigabrt}}},
 		{"memory", func(sc *scene) { sc.step(Recycle{Slot: 0, Cause: CauseMemory}).exit(0, 0) }, End{Cause: CauseMemory}},
 		{"age", func(sc *scene) { sc.step(Recycle{Slot: 0, Cause: CauseAge}).exit(0, 0) }, End{Cause: CauseAge}},
 		{"reload", func(sc *scene) { sc.step(Reload{}).exit(0, 0) }, End{Cause: CauseReload}},

@@ -262,8 +262,7 @@ func (s *Supervisor) expired(now time.Time, st *seat) {
 		st.cause = CauseStartTimeout
 		s.stopSeat(now, st)
 	case Draining:
-		s.note(Warn, "connections wait in the queue of a worker that has to go", slotAttr(st),
-			Attr{"pid", st.PID}, Attr{"next", "stopping it all the same"})
+		s.note(Warn, "worker takes too long to drain", slotAttr(st), Attr{"pid", st.PID}, Attr{"next", "stopping it all the same"})
 		s.stopSeat(now, st)
 	case Stopping:
 		s.note(Warn, "worker did not end in time", slotAttr(st), Attr{"pid", st.PID}, Attr{"next", "killing it"})

@@ -95,7 +95,7 @@ func TestStop(t *testing.T) {
 	})
 	t.Run("gives up on one that was killed before the stop", func(t *testing.T) {
 		sc := playReady(t, service(2))
-		sc.step(Hung{0}).after(2 * time.Second).wantStates("0:killing 1:ready").clear()
+		sc.step(Hung{Seat: 0}).after(2 * time.Second).wantStates("0:killing 1:ready").clear()
 		sc.step(Signal{sigterm}).want("kill 1 TERM").exit(1, 0).want("retire 1")
 		sc.after(25*time.Second + giveUp).want("sweep TERM, sweep KILL, quit 137").wantOver()
 	})
@@ -130,7 +130,7 @@ func TestStop(t *testing.T) {
 		sc := playReady(t, service(2))
 		sc.step(Reload{Surge: true}).step(Reload{Surge: true}).step(Scale{Workers: 3}).clear()
 		sc.step(Signal{sigterm}).want("kill 0 TERM, kill 2 TERM, kill 1 TERM, kill 3 TERM")
-		sc.step(Scale{Workers: 9}).step(Reload{Surge: true}).step(Recycle{Slot: 1}).step(Hung{1}).want("")
+		sc.step(Scale{Workers: 9}).step(Reload{Surge: true}).step(Recycle{Slot: 1}).step(Hung{Seat: 1}).want("")
 		sc.exit(0, 0).exit(1, 0).exit(2, 0).exit(3, 0).want("retire 0, retire 1, retire 2, retire 3, sweep TERM")
 	})
 	t.Run("nothing follows the end", func(t *testing.T) {
@@ -183,7 +183,7 @@ func TestSignals(t *testing.T) {
 	}
 	t.Run("a killed worker gets no more signals", func(t *testing.T) {
 		sc := playReady(t, service(2))
-		sc.step(Hung{0}).after(2 * time.Second).clear().step(Signal{sigusr1}).want("kill 1 USR1")
+		sc.step(Hung{Seat: 0}).after(2 * time.Second).clear().step(Signal{sigusr1}).want("kill 1 USR1")
 	})
 }
 

@@ -53,7 +53,8 @@ type Supervisor struct {
 	again   bool         // a reload was asked for during a reload
 	surge   bool         // of that reload
 
-	out []Effect
+	out        []Effect
+	generation uint64
 }
 
 type seat struct {
@@ -61,6 +62,7 @@ type seat struct {
 	next     next
 	cause    Cause // why skep is ending the process, empty when it is not
 	ready    bool  // this process has been ready
+	leaving  bool  // it has said that it ends by itself
 	failures int   // deaths before ready in a row
 	streak   int   // restarts with backoff in a row
 	replaces int   // the seat this one takes over from, or -1
@@ -125,8 +127,12 @@ func (s *Supervisor) Step(now time.Time, ev Event) []Effect {
 		if st := s.byPID(ev.PID); st != nil && st.State == Starting {
 			s.becameReady(now, st)
 		}
+	case Leaving:
+		s.leaving(now, ev)
+	case Dying:
+		s.dying(now, ev)
 	case Drained:
-		if st := s.byID(ev.Seat); st != nil && st.State == Draining {
+		if st := s.byID(ev.Seat); st != nil && st.State == Draining && !st.leaving {
 			s.stopSeat(now, st)
 		}
 	case Hung:
@@ -230,6 +236,11 @@ func (s *Supervisor) Seats() []Seat {
 	return seats
 }
 
+// Generation is another number after every Step that has changed which seats
+// there are, or the state or the process of one. It is for those who would else
+// compare all of Seats each time.
+func (s *Supervisor) Generation() uint64 { return s.generation }
+
 // Phase tells how far skep is.
 func (s *Supervisor) Phase() Phase { return s.phase }
 
@@ -267,6 +278,7 @@ func (s *Supervisor) byPID(pid int) *seat {
 // move puts a seat into a state; a deadline never outlives the state that set it.
 func (s *Supervisor) move(now time.Time, st *seat, to State) {
 	st.State, st.Since, st.deadline = to, now, time.Time{}
+	s.generation++
 }
 
 // lasting tells whether the seat is one of those that Scale counts.
@@ -294,6 +306,7 @@ func (s *Supervisor) fill() {
 func (s *Supervisor) addSeat(slot, replaces int) *seat {
 	st := &seat{Seat: Seat{ID: s.nextID, Slot: slot}, replaces: replaces}
 	s.nextID++
+	s.generation++
 	s.seats = append(s.seats, st)
 	sort.SliceStable(s.seats, func(i, j int) bool { return s.seats[i].Slot < s.seats[j].Slot })
 	return st
@@ -320,7 +333,7 @@ func (s *Supervisor) startMore(now time.Time) {
 		return
 	}
 	s.move(now, st, Starting)
-	st.Started, st.ready, st.cause, st.next = now, false, "", nextByPolicy
+	st.Started, st.ready, st.leaving, st.cause, st.next = now, false, false, "", nextByPolicy
 	s.emit(Start{Seat: st.ID, Slot: st.Slot})
 }
 
@@ -346,6 +359,7 @@ func (s *Supervisor) started(now time.Time, ev Started) {
 		return
 	}
 	st.PID, st.Started = ev.PID, now
+	s.generation++
 	if s.policy.StartTimeout > 0 && s.serve {
 		st.deadline = now.Add(s.policy.StartTimeout)
 	}
@@ -378,7 +392,7 @@ func (s *Supervisor) exited(now time.Time, ev Exited) {
 		cause = CauseExit
 	}
 	st.Last = &End{Cause: cause, Status: ev.Status, At: now}
-	st.PID = 0
+	st.PID = 0 // what follows moves or retires the seat
 	attrs := []Attr{slotAttr(st), {"pid", ev.PID}, {"cause", string(cause)}}
 	if ev.Status.Signal != 0 {
 		attrs = append(attrs, Attr{"signal", ev.Status.Signal})
@@ -667,10 +681,46 @@ func (s *Supervisor) retire(st *seat) {
 	for i, other := range s.seats {
 		if other == st {
 			s.seats = append(s.seats[:i:i], s.seats[i+1:]...)
+			s.generation++
 			break
 		}
 	}
 	s.emit(Retire{Seat: st.ID})
+}
+
+// leaving takes a worker that ends by itself out of service. It gets no signal
+// before it has had as long as for a stop; what is left in its queue is its
+// successor's.
+func (s *Supervisor) leaving(now time.Time, ev Leaving) {
+	st := s.inService(ev.PID)
+	if st == nil {
+		return
+	}
+	s.note(Info, "worker says that it stops", slotAttr(st), Attr{"pid", st.PID})
+	st.leaving = true
+	s.move(now, st, Draining)
+	if t := s.stopTimeout(); t > 0 {
+		st.deadline = now.Add(t)
+	}
+}
+
+// dying takes a worker out of service that is as good as gone: a spare need not wait
+// for its exit. Nothing is sent to it and it has no deadline, because writing a core
+// file may take as long as it likes; its exit tells why it ended.
+func (s *Supervisor) dying(now time.Time, ev Dying) {
+	if st := s.inService(ev.PID); st != nil {
+		s.move(now, st, Stopping)
+	}
+}
+
+// inService is the seat of a process that serves or is a spare, nil for any other and
+// once a stop has begun.
+func (s *Supervisor) inService(pid int) *seat {
+	st := s.byPID(pid)
+	if st == nil || st.State != Ready && st.State != Standby || s.phase != Running {
+		return nil
+	}
+	return st
 }
 
 func (s *Supervisor) hung(now time.Time, ev Hung) {
@@ -678,8 +728,8 @@ func (s *Supervisor) hung(now time.Time, ev Hung) {
 	if st == nil || st.State != Ready || s.phase != Running {
 		return
 	}
-	s.note(Error, "worker hangs: it accepts nothing while its queue holds connections", slotAttr(st),
-		Attr{"pid", st.PID}, Attr{"next", "ending it"}, Attr{"signal", s.policy.HangSignal})
+	s.note(Error, "worker hangs", slotAttr(st), Attr{"pid", st.PID}, Attr{"why", ev.Why},
+		Attr{"next", "ending it"}, Attr{"signal", s.policy.HangSignal})
 	s.move(now, st, Stopping)
 	st.cause, st.next = CauseHang, nextStart
 	st.deadline = now.Add(s.policy.HangGrace)

@@ -24,7 +24,7 @@ var inState = map[State]func(*testing.T) *scene{
 	Down: func(t *testing.T) *scene {
 		p := service(3)
 		p.StartParallel, p.StartSpacing = 1, time.Minute
-		return playReady(t, p).step(Hung{1}).exit(1, -sigabrt).exit(subject, 3).after(time.Second) // 1 holds it up
+		return playReady(t, p).step(Hung{Seat: 1}).exit(1, -sigabrt).exit(subject, 3).after(time.Second) // 1 holds it up
 	},
 	Starting: func(t *testing.T) *scene {
 		sc := playReady(t, service(2))
@@ -58,7 +58,7 @@ var stateMeaning = map[State]string{
 	Starting: "Its process runs and is not ready yet.",
 	Ready:    "It serves.",
 	Draining: "It gets no new connections while its queue runs empty. Here it drains to be recycled.",
-	Stopping: "It has been sent the stop signal, or the hang signal. Here it is being recycled.",
+	Stopping: "It has been sent the stop signal, or the hang signal, or is dying. Here it is being recycled.",
 	Killing:  "It did not end in time and has been sent KILL.",
 	Backoff:  "It crashed and starts again when its delay is over.",
 	Standby:  "It is ready, and kept out of the choice of connections until a place is free.",
@@ -81,8 +81,10 @@ func tableEvents() []tableEvent {
 		{"its process exits with 0", ofProcess(func(sc *scene, pid int) { sc.step(Exited{PID: pid}) }), true},
 		{"its process exits with 3", ofProcess(func(sc *scene, pid int) { sc.step(Exited{PID: pid, Status: Status{Code: 3}}) }), true},
 		{"its process says that it is ready", ofProcess(func(sc *scene, pid int) { sc.step(BecameReady{PID: pid}) }), true},
+		{"its process says that it stops", ofProcess(func(sc *scene, pid int) { sc.step(Leaving{PID: pid}) }), true},
+		{"the kernel ends its process", ofProcess(func(sc *scene, pid int) { sc.step(Dying{PID: pid}) }), true},
 		{"its queues are empty", func(sc *scene) { sc.step(Drained{subject}) }, false},
-		{"it hangs", func(sc *scene) { sc.step(Hung{subject}) }, false},
+		{"it hangs", func(sc *scene) { sc.step(Hung{Seat: subject}) }, false},
 		{"the next deadline passes", func(sc *scene) {
 			if at, ok := sc.s.Deadline(); ok {
 				sc.now = at
@@ -304,7 +306,7 @@ func stopTable(t *testing.T, b *strings.Builder) {
 	courseTable(b, playReady(t, p), "A stop", "Two workers, a drain delay of 5 s, 25 s in all.", []course{
 		{"TERM", func(sc *scene) { sc.step(Signal{sigterm}) }},
 		{"TERM again, reload, scale, recycle, hang", func(sc *scene) {
-			sc.step(Signal{sigterm}).step(Reload{Surge: true}).step(Scale{Workers: 4}).step(Recycle{Slot: 0}).step(Hung{0})
+			sc.step(Signal{sigterm}).step(Reload{Surge: true}).step(Scale{Workers: 4}).step(Recycle{Slot: 0}).step(Hung{Seat: 0})
 		}},
 		{"the drain delay is over", func(sc *scene) { sc.after(5 * time.Second) }},
 		{"USR1", func(sc *scene) { sc.step(Signal{sigusr1}) }},

@@ -11,7 +11,7 @@ const (
 	Starting              // has a process that is not ready yet
 	Ready                 // serves
 	Draining              // gets no new connections; its queue runs empty
-	Stopping              // has been sent the stop signal
+	Stopping              // has been sent the stop signal, or is dying
 	Killing               // has been sent KILL
 	Backoff               // no process; starts again when the delay is over
 	Standby               // ready, but kept out of the choice of connections
@@ -157,12 +157,21 @@ type (
 	Proven struct{}
 	// BecameReady says that the process with this pid is ready to serve.
 	BecameReady struct{ PID int }
+	// Leaving says that the process with this pid has begun to end by itself: it is
+	// to get nothing new.
+	Leaving struct{ PID int }
+	// Dying says that the kernel is ending the process with this pid. Its exit comes
+	// when its memory has been given back, which takes the longer the more it has.
+	Dying struct{ PID int }
 	// Drained says that the accept queues of a draining seat are empty and that
 	// handshakes in flight have had their second.
 	Drained struct{ Seat int }
-	// Hung says that a ready seat accepts nothing although its queue holds
-	// connections, for longer than the hang timeout.
-	Hung struct{ Seat int }
+	// Hung says that the worker of a ready seat has not got on for the hang timeout.
+	// Why is how that is known.
+	Hung struct {
+		Seat int
+		Why  string
+	}
 	// Recycle replaces the worker of a slot gracefully. Surge starts the new one
 	// before the old one stops.
 	Recycle struct {
@@ -200,6 +209,8 @@ func (StartFailed) event() {}
 func (Exited) event()      {}
 func (Proven) event()      {}
 func (BecameReady) event() {}
+func (Leaving) event()     {}
+func (Dying) event()       {}
 func (Drained) event()     {}
 func (Hung) event()        {}
 func (Recycle) event()     {}

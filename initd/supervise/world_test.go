@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 )
@@ -14,6 +15,7 @@ type core interface {
 	Step(time.Time, Event) []Effect
 	Deadline() (time.Time, bool)
 	Seats() []Seat
+	Generation() uint64
 	Phase() Phase
 	Wanted() int
 }
@@ -99,9 +101,10 @@ type process struct {
 	onStop            time.Duration // from the stop signal to its end; negative ignores it
 	onKill            time.Duration // negative is a process in uninterruptible sleep
 	started           time.Time
-	told              bool // it has said that it is ready
-	asked             bool // it was sent the stop signal
-	killed            bool // it was sent KILL
+	told              bool      // it has said that it is ready
+	left              time.Time // how long it has to end after it said that it stops; zero when it has not
+	asked             bool      // it was sent the stop signal
+	killed            bool      // it was sent KILL
 	leaves            int
 }
 
@@ -292,6 +295,10 @@ func (w *world) outside() {
 				p.onKill = pick[time.Duration](w.c, 0, -1)
 			}
 		}
+	case kind < 29 && !w.calm:
+		w.leave(seat)
+	case kind < 30:
+		w.die(seat)
 	}
 	w.childless()
 }
@@ -444,7 +451,11 @@ func (w *world) step(ev Event) {
 		if _, reload := ev.(Reload); reload || ev == Event(Signal{sighup}) {
 			w.reloaded = true
 		}
+		seats, generation := w.core.Seats(), w.core.Generation()
 		effects := w.core.Step(w.now, ev)
+		if w.core.Generation() == generation && !slices.EqualFunc(seats, w.core.Seats(), sameMember) {
+			w.fail("the seats have changed and the generation %d has not", generation)
+		}
 		w.history = append(w.history, happened{w.now, ev, effects})
 		if w.stopped.IsZero() && w.core.Phase() != Running {
 			w.begin(false)
@@ -466,6 +477,12 @@ func (w *world) step(ev Event) {
 	}
 }
 
+// sameMember tells whether two copies of a seat are the same for those who follow
+// the generation.
+func sameMember(a, b Seat) bool {
+	return a.ID == b.ID && a.Slot == b.Slot && a.State == b.State && a.PID == b.PID
+}
+
 func (w *world) stops(sig int) bool {
 	to, mapped := w.policy.SignalMap[sig]
 	return (!mapped || to != 0) && (sig == sigterm || sig == sigint || sig == sigquit)
@@ -483,6 +500,67 @@ func (w *world) begin(bySignal bool) {
 	}
 	if timeout > 0 || !bySignal {
 		w.stopBound = w.now.Add(timeout + time.Second)
+	}
+}
+
+// leave lets the process in a seat say that it ends by itself, which it does, or
+// lies; without one an orphan says so.
+func (w *world) leave(seat int) {
+	p := w.bySeat(seat)
+	if p == nil {
+		w.step(Leaving{PID: 40})
+		return
+	}
+	before := w.stateOf(seat)
+	w.step(Leaving{PID: p.pid})
+	if (before == Ready || before == Standby) && w.stopped.IsZero() {
+		if after := w.stateOf(seat); after != Draining {
+			w.fail("seat %d is %v although its worker said that it stops", seat, after)
+		}
+		p.left = w.now.Add(w.patience())
+	}
+	if d := pick(w.c, 0, time.Second, -1); d >= 0 {
+		w.kill(p, pick(w.c, Status{}, Status{Code: 3}), d)
+	}
+}
+
+// die lets the kernel end the process in a seat, which takes its time; without one an
+// orphan dies.
+func (w *world) die(seat int) {
+	p := w.bySeat(seat)
+	if p == nil {
+		w.step(Dying{PID: 40})
+		return
+	}
+	if !p.dies.IsZero() {
+		return
+	}
+	w.kill(p, Status{Signal: sigkill}, pick(w.c, 0, 20*time.Millisecond, time.Second))
+	before := w.stateOf(seat)
+	w.step(Dying{PID: p.pid})
+	if after := w.stateOf(seat); (before == Ready || before == Standby) && w.stopped.IsZero() && after != Stopping {
+		w.fail("seat %d is %v although its worker is dying", seat, after)
+	}
+}
+
+func (w *world) stateOf(seat int) State {
+	for _, st := range w.core.Seats() {
+		if st.ID == seat {
+			return st.State
+		}
+	}
+	return Down
+}
+
+// patience is the time that a worker has that ends by itself.
+func (w *world) patience() time.Duration {
+	switch p := w.policy; {
+	case p.StopTimeout > 0:
+		return p.StopTimeout
+	case w.serve && p.ServeStopTimeout > 0:
+		return p.ServeStopTimeout
+	default:
+		return 1 << 60 // as long as it wants
 	}
 }
 
@@ -539,6 +617,9 @@ func (w *world) carryOut(e Effect, rest []Effect, ev Event) Event {
 		}
 		if p == nil || p.seat != e.Seat || w.retired[e.Seat] {
 			w.fail("law 2: a signal for %+v, which is not the process of that seat", e)
+		}
+		if _, forwarded := ev.(Signal); !p.left.IsZero() && w.stopped.IsZero() && !forwarded && w.now.Before(p.left) {
+			w.fail("%s for process %d, which is ending by itself", signalName(e.Signal), p.pid)
 		}
 		w.signal(p, e)
 	case Drain:
@@ -828,6 +909,9 @@ func (w *world) settleDown() {
 		}
 		if p.killed {
 			w.kill(p, Status{Signal: sigkill}, 0)
+		}
+		if !p.left.IsZero() {
+			w.kill(p, Status{}, 0)
 		}
 	}
 	for _, st := range w.core.Seats() {

@@ -77,8 +77,6 @@ type Logger struct {
 	lines   chan entry
 	start   sync.Once
 	dropped atomic.Int64
-	writing atomic.Bool // a write is under way
-	broken  atomic.Bool // one has failed with EPIPE since OwnPipe was asked
 	idle    chan struct{}
 }
 
@@ -107,12 +105,6 @@ func (l *Logger) Log(level Level, message string, fields ...Field) {
 
 // Raw queues text as it is for any descriptor, or counts it as a lost line.
 func (l *Logger) Raw(fd int, text string) { l.queue(entry{fd: fd, text: []byte(text)}) }
-
-// OwnPipe tells whether a SIGPIPE that has just arrived comes from a write of the
-// logger to a closed pipe, and not from somebody who sent it. The kernel raises
-// one for each such write (pipe(7)); a thread of its own with the signal blocked
-// would hold it back, but cost a thread.
-func (l *Logger) OwnPipe() bool { return l.broken.Swap(false) || l.writing.Load() }
 
 type entry struct {
 	fd   int
@@ -156,12 +148,7 @@ func (l *Logger) write() {
 // that is non-blocking, because somebody who shares it made it so, is waited for.
 func (l *Logger) writeAll(fd int, line []byte) {
 	for len(line) > 0 {
-		l.writing.Store(true)
 		n, err := unix.Write(fd, line)
-		if err == unix.EPIPE {
-			l.broken.Store(true)
-		}
-		l.writing.Store(false)
 		switch {
 		case n > 0:
 			line = line[n:]

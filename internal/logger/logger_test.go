@@ -4,12 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
-	"os/signal"
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 func TestText(t *testing.T) {
@@ -89,47 +86,6 @@ func TestFullStderrNeverBlocks(t *testing.T) {
 	}
 	if n := strings.Count(got, long); n >= lines {
 		t.Errorf("all %d lines came through: the pipe was never full and the test shows nothing", n)
-	}
-}
-
-// A closed pipe behind stderr raises SIGPIPE, which the logger owns up to, once;
-// one that somebody sent is not its own.
-func TestClosedStderr(t *testing.T) {
-	pipes := make(chan os.Signal, 1)
-	signal.Notify(pipes, unix.SIGPIPE)
-	defer signal.Stop(pipes)
-	arrived := func() {
-		t.Helper()
-		select {
-		case <-pipes:
-		case <-time.After(10 * time.Second):
-			t.Fatal("no SIGPIPE has come")
-		}
-	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Close()
-	fd, err := unix.Dup(int(w.Fd()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.Close()
-	defer unix.Close(fd)
-	l := New(fd, Info, JSON, time.Now)
-	l.Log(Error, "nobody reads this")
-	arrived()
-	if !l.OwnPipe() {
-		t.Error("the logger's own SIGPIPE is taken for somebody's")
-	}
-	l.Close(10 * time.Second)
-	if err := unix.Kill(os.Getpid(), unix.SIGPIPE); err != nil {
-		t.Fatal(err)
-	}
-	arrived()
-	if l.OwnPipe() {
-		t.Error("somebody's SIGPIPE is taken for the logger's own")
 	}
 }
 

@@ -3,7 +3,6 @@ package sys
 import (
 	"errors"
 	"os"
-	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -64,34 +63,6 @@ func NotificationFits() error {
 		return os.NewSyscallError("seccomp(GET_NOTIF_SIZES)", unix.E2BIG)
 	}
 	return nil
-}
-
-// InstallListener sets no_new_privs and the filter prog on the calling thread alone, and returns the descriptor (close-on-exec) on which its
-// USER_NOTIF actions arrive. The caller must have locked its goroutine to the thread and is expected to execve(2) on it: that ends the other
-// threads, so the program that is executed has the filter as a whole.
-//
-// The filter asks for WAIT_KILLABLE_RECV (Linux 5.19), with which a call that was received can only be interrupted by a fatal signal; an older kernel
-// refuses the flag with EINVAL and gets the filter without. Errors keep the number: ENOSYS and EINVAL (no user notification), EBUSY (a
-// listener is above this process already), EACCES, EPERM (a sandbox refuses).
-func InstallListener(prog []unix.SockFilter) (int, error) {
-	if len(prog) == 0 {
-		return -1, os.NewSyscallError("seccomp", unix.ENOSYS)
-	}
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return -1, os.NewSyscallError("prctl(PR_SET_NO_NEW_PRIVS)", err)
-	}
-	fprog := unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]}
-	flags := uintptr(unix.SECCOMP_FILTER_FLAG_NEW_LISTENER | unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV)
-	fd, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&fprog)))
-	if errno == unix.EINVAL {
-		flags = unix.SECCOMP_FILTER_FLAG_NEW_LISTENER
-		fd, _, errno = unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&fprog)))
-	}
-	runtime.KeepAlive(prog)
-	if errno != 0 {
-		return -1, os.NewSyscallError("seccomp(SET_MODE_FILTER)", errno)
-	}
-	return int(fd), nil
 }
 
 // ReceiveNotification takes the next waiting system call from a listener. The ioctl ignores O_NONBLOCK: poll the descriptor first. ENOENT

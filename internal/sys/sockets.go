@@ -29,16 +29,6 @@ func SocketPair() (ours, theirs int, err error) {
 	return fds[0], fds[1], nil
 }
 
-// SendDescriptor sends data over the unix socket with a copy of the descriptor fd (unix(7), SCM_RIGHTS); with fd < 0 data alone.
-func SendDescriptor(socket int, data []byte, fd int) error {
-	var rights []byte
-	if fd >= 0 {
-		rights = unix.UnixRights(fd)
-	}
-	err := RetryEINTR(func() error { return unix.Sendmsg(socket, data, rights, nil, unix.MSG_NOSIGNAL) })
-	return os.NewSyscallError("sendmsg", err)
-}
-
 // ReceiveDescriptor reads one message into data and the descriptor that came with it (close-on-exec), -1 when there was none. More than one is never
 // kept: the rest is closed. The socket should not block; EAGAIN is an outcome.
 func ReceiveDescriptor(socket int, data []byte) (n, fd int, err error) {

@@ -55,7 +55,7 @@ func TestDescriptorsGoOverASocket(t *testing.T) {
 	if _, _, err := ReceiveDescriptor(ours, make([]byte, 8)); !errors.Is(err, unix.EAGAIN) {
 		t.Errorf("nothing sent: %v", err)
 	}
-	if err := SendDescriptor(theirs, []byte("abc"), theirs); err != nil {
+	if err := unix.Sendmsg(theirs, []byte("abc"), unix.UnixRights(theirs), nil, 0); err != nil {
 		t.Fatal(err)
 	}
 	data := make([]byte, 8)
@@ -70,7 +70,7 @@ func TestDescriptorsGoOverASocket(t *testing.T) {
 		t.Error("another file came out")
 	}
 	_ = unix.Close(fd)
-	if err := SendDescriptor(theirs, []byte("d"), -1); err != nil {
+	if err := unix.Sendmsg(theirs, []byte("d"), nil, nil, 0); err != nil {
 		t.Fatal(err)
 	}
 	if n, fd, err := ReceiveDescriptor(ours, data); n != 1 || fd != -1 || err != nil {

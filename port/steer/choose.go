@@ -240,6 +240,38 @@ func (c *chooser) pour(dst []int, k class) []int {
 	return dst
 }
 
+// serves tells whether a program that picks among attached, made for an earlier choice, is as good as one for the choice of now: it picks nobody that is not
+// in the choice, and nobody more than a third more often than it should. Making the kernel take a new program costs as much as looking at ten members, and with
+// short connections the choice would change at nearly every one. Both are as Choose returns them.
+func serves(attached, choice []int) bool {
+	if len(attached) == 0 || len(choice) == 0 {
+		return len(attached) == len(choice)
+	}
+	for i, j := 0, 0; i < len(attached); {
+		for j < len(choice) && choice[j] < attached[i] {
+			j++
+		}
+		has, should := run(attached[i:]), 0
+		if j < len(choice) && choice[j] == attached[i] {
+			should = run(choice[j:])
+		}
+		if 3*has*len(choice) > 4*should*len(attached) {
+			return false
+		}
+		i += has
+	}
+	return true
+}
+
+// run is how often the first number is repeated at the beginning.
+func run(list []int) int {
+	n := 1
+	for n < len(list) && list[n] == list[0] {
+		n++
+	}
+	return n
+}
+
 // maxShare is how many times more than another one a member can get.
 const maxShare = 8
 

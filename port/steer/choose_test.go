@@ -178,6 +178,57 @@ func TestChooseProperties(t *testing.T) {
 	})
 }
 
+func TestServes(t *testing.T) {
+	for _, c := range []struct {
+		attached, choice []int
+		want             bool
+	}{
+		{nil, nil, true},
+		{nil, []int{0}, false},
+		{[]int{0}, nil, false},
+		{[]int{0, 1, 2, 3}, []int{0, 1, 2, 3}, true},
+		{[]int{0, 1, 3}, []int{0, 1, 2, 3}, true}, // one has become free as well
+		{[]int{0, 1}, []int{0, 1, 2, 3}, false},
+		{[]int{0, 1, 2, 3}, []int{0, 1, 3}, false}, // one has begun to block
+		{[]int{4}, []int{0, 1, 2, 3}, false},
+		{[]int{0, 0, 0, 1}, []int{0, 0, 1}, true},
+		{[]int{0, 0, 1}, []int{0, 1, 1}, false},
+	} {
+		if got := serves(c.attached, c.choice); got != c.want {
+			t.Errorf("serves(%v, %v) = %v", c.attached, c.choice, got)
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		list := rapid.Custom(func(t *rapid.T) (l []int) {
+			for i := range 12 {
+				for range max(0, rapid.IntRange(-3, maxShare).Draw(t, "share")) {
+					l = append(l, i)
+				}
+			}
+			return l
+		})
+		attached, choice := list.Draw(t, "attached"), list.Draw(t, "choice")
+		count := func(l []int, of int) (n float64) {
+			for _, i := range l {
+				if i == of {
+					n++
+				}
+			}
+			return n / float64(max(len(l), 1))
+		}
+		want := len(attached) == 0 == (len(choice) == 0)
+		for _, i := range attached {
+			want = want && count(attached, i) <= count(choice, i)*4/3+1e-9
+		}
+		if got := serves(attached, choice); got != want {
+			t.Fatalf("serves is %v, want %v", got, want)
+		}
+		if !serves(choice, choice) {
+			t.Fatal("a choice does not serve itself")
+		}
+	})
+}
+
 // TestConnectionsStayBalanced gives connections one by one to members that are busy at random, as far as the choice can know.
 func TestConnectionsStayBalanced(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
@@ -189,6 +240,7 @@ func TestConnectionsStayBalanced(t *testing.T) {
 			members[i] = idle(0)
 		}
 		most := 0
+		var choice []int
 		for range per * workers {
 			for i := range members {
 				members[i].Wait = Idle
@@ -196,7 +248,9 @@ func TestConnectionsStayBalanced(t *testing.T) {
 					members[i].Wait = Busy
 				}
 			}
-			choice := Choose(nil, members, 1)
+			if now := Choose(nil, members, 1); !serves(choice, now) {
+				choice = now
+			}
 			i := rapid.SampledFrom(choice).Draw(t, "pick")
 			members[i].Conns++
 			most = max(most, members[i].Conns)
@@ -241,6 +295,41 @@ func TestPickStaysRightWhileMembersLeave(t *testing.T) {
 			for _, i := range got {
 				if steady > 0 && kernel.At(i) != i {
 					t.Fatalf("index %d became member %d", i, kernel.At(i))
+				}
+			}
+		}
+	})
+}
+
+// TestEveryOutputIsALiveMember takes the whole way twice: what is known of the members, the choice, whether the program in place stays, the program, and what it
+// answers to any packet.
+func TestEveryOutputIsALiveMember(t *testing.T) {
+	var b Builder
+	rapid.Check(t, func(t *rapid.T) {
+		n := rapid.IntRange(1, 12).Draw(t, "members")
+		var attached []int
+		for look := range 2 {
+			members := rapid.SliceOfN(anyView, n, n).Draw(t, "members")
+			if choice := pick(nil, members, rapid.IntRange(0, 100).Draw(t, "burst")); look == 0 || !serves(attached, choice) {
+				attached = choice
+			}
+			ready, shelter := false, false
+			for _, v := range members {
+				ready = ready || v.State == Ready
+				shelter = shelter || v.State != Leaving && v.State != Draining
+			}
+			prog := b.Program(Choice{Among: attached, Salt: rapid.Uint16().Draw(t, "salt")})
+			for range 20 {
+				v6 := rapid.Bool().Draw(t, "v6")
+				got := interpret(t, prog, packet(v6, [4]byte{10, 0, 0, 1}, rapid.Uint16().Draw(t, "port"), rapid.IntRange(0, 10).Draw(t, "options")))
+				switch {
+				case got == noIndex && !shelter: // nobody is left; the kernel's hash decides
+				case got >= uint32(n):
+					t.Fatalf("index %d of %d members", got, n)
+				case ready && members[got].State != Ready:
+					t.Fatalf("member %d is %v while others are ready", got, members[got].State)
+				case members[got].State == Leaving || members[got].State == Draining:
+					t.Fatalf("member %d is %v", got, members[got].State)
 				}
 			}
 		}

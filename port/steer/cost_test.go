@@ -220,12 +220,13 @@ func BenchmarkCalls(b *testing.B) {
 		name string
 		call func()
 	}{
+		{"epoll", func() { epollNow(p.queues, p.full) }},
 		{"TCP_INFO", func() { acceptQueue(m.FD, &p.info) }},
 		{"wchan", func() { readStart(w.wchan, p.read.name[:]) }},
 		{"fstat", func() { fileSize(w.fdDir, &p.read.stat) }},
 		{"setfsuid+setfsgid", func() { assume(p.self) }},
-		{"choice", func() { p.steer(time.Second, p.groups[0], 1) }},
-		{"attach", func() { p.groups[0].stale = true; p.steer(time.Second, p.groups[0], 1) }},
+		{"choice", func() { p.steer(time.Second, p.groups[0], 1, false) }},
+		{"attach", func() { p.groups[0].stale = true; p.steer(time.Second, p.groups[0], 1, false) }},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			runtime.LockOSThread()

@@ -54,6 +54,9 @@ const (
 	Stuck EventKind = iota + 1
 	// Unstuck: a member that was Stuck has accepted a connection, or was emptied.
 	Unstuck
+	// Ignored: a Ready member holds Queue connections while its thread has done nothing but wait for events for For. The process may have closed its copy of the
+	// socket. It is told once for each queue, and changes nothing by itself.
+	Ignored
 	// Drained: a Draining member has been out of the program for the settle time and its queue is empty.
 	Drained
 	// Left: the Poller holds no descriptor of the Leaving member any more, and the program in place stays right when its socket is closed.
@@ -62,9 +65,16 @@ const (
 	Shut
 	// Failed: the kernel refused the program of the group, whose connections are now spread by its hash; Err says why.
 	Failed
+	// Reachable: with Group.Probes, a probe of the Starting member's slot comes to its worker, process PID.
+	Reachable
+	// Blocked: with Options.Hang, thread TID of a Ready member, the only one that can accept, has been asleep for For where no connection wakes it, while it
+	// has connections open. It is a suspicion, and is told again as long as it lasts.
+	Blocked
+	// Dying: the kernel is ending process PID of a member, which gets nothing new any more. Its exit follows when its memory has been given back.
+	Dying
 )
 
-var kindNames = [...]string{"none", "stuck", "unstuck", "drained", "left", "shut", "failed"}
+var kindNames = [...]string{"none", "stuck", "unstuck", "ignored", "drained", "left", "shut", "failed", "reachable", "blocked", "dying"}
 
 // String gives the kind's name.
 func (k EventKind) String() string { return kindNames[k] }
@@ -76,6 +86,8 @@ type Event struct {
 	Seat  int
 	Queue int
 	For   time.Duration
+	PID   int
+	TID   int
 	Err   error
 }
 
@@ -105,6 +117,8 @@ type Options struct {
 	StuckAfter time.Duration
 	// Settle is how long a Draining member must have been out of the program before it can be Drained, for the handshakes in flight; default 1 s.
 	Settle time.Duration
+	// Hang asks for Blocked events; workers are then looked at four times in it also when there is no traffic. 0 is not.
+	Hang time.Duration
 	// QueueOnly and NoConns make the choice by less than is known. They are there to compare.
 	QueueOnly, NoConns bool
 }
@@ -135,25 +149,31 @@ type Poller struct {
 	closed atomic.Bool
 	ended  chan struct{}
 
-	// One epoll has all that the goroutine waits for: the timer, the calls of other goroutines and, armed only for sleep, the members. It is itself in the
-	// runtime's poller.
-	epoll *os.File
-	epfd  int
-	timer int // timerfd: one wake-up per tick, where a timer of the runtime takes up to three
-	kick  int // eventfd
+	// The goroutine waits for a timerfd in the runtime's poller: one wake-up per tick, where a timer of the runtime takes up to three. Whoever has something for it
+	// makes the timer expire at once.
+	timer   *os.File
+	timerfd int
+	// Sleep is an epoll of the members, armed only while there is no traffic; a second goroutine waits for it. It is in the runtime's poller too.
+	sleep   *os.File
+	sleepfd int
+	dozed   chan struct{} // closed when the second goroutine has ended
+	woken   atomic.Bool   // a connection has ended the sleep
+	// Queues is an epoll of the members in which those are ready that hold connections or were shut. Nobody ever waits for it.
+	queues int
 
 	// What follows belongs to the goroutine.
 	start    time.Time
 	self     identity
 	groups   []*group
 	workers  []*worker
-	foreign  bool          // some worker runs as somebody else
-	interval time.Duration // what the timer is set to
-	ready    [16]unix.EpollEvent
-	nready   int
-	traffic  time.Duration // when the last new connection was seen
-	arrived  int           // connections seen to arrive in this tick
-	burst    int           // connections expected in the next tick
+	all      []*member // of all groups, by the number in the events of queues
+	full     []unix.EpollEvent
+	foreign  bool            // some worker runs as somebody else
+	traffic  time.Duration   // when the last new connection was seen
+	arrived  int             // connections seen to arrive in this tick
+	burst    int             // connections expected in the next tick
+	asked    []chan<- []Stat // not answered yet
+	watched  time.Duration   // when watch was called last
 	salt     uint16
 	builder  Builder
 	read     readings
@@ -179,13 +199,17 @@ type member struct {
 	w        *worker // nil without a process
 	group    *group
 	queue    int
+	full     bool          // epoll says that there is something to see
 	held     time.Duration // since when the queue has not been empty and nothing was accepted
 	out      time.Duration // since when it has been out of the program, for Draining
 	stuck    bool
+	rested   time.Duration // since when it has held connections while its thread waited for events; 0 when it does not
+	ignored  bool          // that was reported
 	shut     bool
 	said     EventKind // the last of Stuck and Unstuck that was reported
 	saidEnd  bool      // Drained or Left was reported
 	saidShut bool
+	saidNear bool // Reachable was reported
 }
 
 // NewPoller starts a Poller without members. It fails only when the process has no descriptors left.
@@ -205,42 +229,35 @@ func newPoller(opts Options) (*Poller, error) {
 		events: make(chan Event, 64),
 		asks:   make(chan chan<- []Stat, 4),
 		ended:  make(chan struct{}),
-		epfd:   -1,
-		timer:  -1,
-		kick:   -1,
+		dozed:  make(chan struct{}),
+		full:   make([]unix.EpollEvent, 1), // epoll_wait wants room for at least one
 		start:  time.Now(),
 		self:   identity{uint32(os.Geteuid()), uint32(os.Getegid())},
 	}
-	if err := p.open(); err != nil {
-		closeFD(p.epfd)
-		closeFD(p.timer)
-		closeFD(p.kick)
+	fds := [...]int{-1, -1, -1}
+	if err := openAll(&fds); err != nil {
+		for _, fd := range fds {
+			closeFD(fd)
+		}
 		return nil, err
 	}
-	p.epoll = os.NewFile(uintptr(p.epfd), "epoll of held sockets")
+	p.timerfd, p.sleepfd, p.queues = fds[0], fds[1], fds[2]
+	p.timer, p.sleep = os.NewFile(uintptr(p.timerfd), "timer"), os.NewFile(uintptr(p.sleepfd), "epoll of held sockets")
 	return p, nil
 }
 
-func (p *Poller) open() (err error) {
-	if p.epfd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
-		return os.NewSyscallError("epoll_create1", err)
-	}
-	if err = unix.SetNonblock(p.epfd, true); err != nil { // makes NewFile put it into the runtime's poller
-		return os.NewSyscallError("fcntl", err)
-	}
-	if p.timer, err = unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_CLOEXEC|unix.TFD_NONBLOCK); err != nil {
+// openAll makes the timer and the two epolls.
+func openAll(fds *[3]int) (err error) {
+	if fds[0], err = unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_CLOEXEC|unix.TFD_NONBLOCK); err != nil {
 		return os.NewSyscallError("timerfd_create", err)
 	}
-	if p.kick, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-		return os.NewSyscallError("eventfd", err)
-	}
-	for _, fd := range [...]int{p.timer, p.kick} {
-		// Edge-triggered, each write to the eventfd is an event of its own, and nobody has to read it.
-		if err = unix.EpollCtl(p.epfd, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(fd)}); err != nil {
-			return os.NewSyscallError("epoll_ctl", err)
+	for i := range fds[1:] {
+		if fds[1+i], err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+			return os.NewSyscallError("epoll_create1", err)
 		}
 	}
-	return nil
+	// Makes NewFile put it into the runtime's poller.
+	return os.NewSyscallError("fcntl", unix.SetNonblock(fds[1], true))
 }
 
 // Update replaces everything the Poller knew of who is a member. It is called after each change of a group's array and of a member's state; the duplicates
@@ -263,11 +280,8 @@ func (m *Membership) close() {
 	}
 }
 
-// poke makes the goroutine look for messages.
-func (p *Poller) poke() {
-	one := [8]byte{1} // any number but 0 and the largest
-	unix.Write(p.kick, one[:])
-}
+// poke makes the goroutine look for messages, which must be there before.
+func (p *Poller) poke() { setTimer(p.timerfd, 1) }
 
 // Events delivers what has happened. When nobody receives, events wait: what they report is told as soon as there is room, if it still holds.
 func (p *Poller) Events() <-chan Event { return p.events }
@@ -290,49 +304,68 @@ func (p *Poller) Close() {
 	p.closed.Store(true)
 	p.poke()
 	<-p.ended
+	p.sleep.Close()
+	<-p.dozed
 	p.release()
 }
 
 func (p *Poller) run() {
 	defer close(p.ended)
-	raw, err := p.epoll.SyscallConn()
+	go p.doze()
+	raw, err := p.timer.SyscallConn()
 	if err != nil {
 		return // only when the file is closed
 	}
-	something := func(fd uintptr) bool {
-		p.nready = epollNow(int(fd), p.ready[:])
-		return p.nready > 0
+	var next time.Duration
+	armed := false
+	expired := func(uintptr) bool {
+		if armed {
+			return true
+		}
+		// The runtime has forgotten all expiries up to here, and none that comes from here on is lost. A message that came before the timer is set has set it in vain.
+		armed = true
+		if next > 0 {
+			setTimer(p.timerfd, next)
+		}
+		return p.wanted()
 	}
 	for !p.closed.Load() {
 		if m := p.update.Swap(nil); m != nil {
 			p.adopt(m)
 		}
-		p.setTimer(p.tick(time.Since(p.start)))
-		p.answer()
-		if raw.Read(something) != nil {
-			return
+		now := time.Since(p.start)
+		if p.woken.Load() {
+			p.woken.Store(false)
+			p.traffic = now
+			p.burst = wakeBurst // the first of how many, nobody knows
 		}
-		for _, e := range p.ready[:p.nready] {
-			switch int(e.Fd) {
-			case p.timer:
-				drain(p.timer, p.read.name[:8]) // only then does it run on
-			case p.kick:
-			default:
-				p.traffic = time.Since(p.start)
-				p.burst = wakeBurst // the first of how many, nobody knows
-			}
+		next = p.tick(now)
+		p.answer()
+		armed = false
+		if raw.Read(expired) != nil {
+			return
 		}
 	}
 }
 
-// setTimer makes the goroutine wake up at each interval; 0 is never.
-func (p *Poller) setTimer(interval time.Duration) {
-	if interval == p.interval {
+// wanted tells whether there is a message.
+func (p *Poller) wanted() bool {
+	return p.update.Load() != nil || len(p.asks) > 0 || p.woken.Load() || p.closed.Load()
+}
+
+// doze waits, in a goroutine of its own, for the connection that ends the sleep. The sockets are armed for one event each.
+func (p *Poller) doze() {
+	defer close(p.dozed)
+	raw, err := p.sleep.SyscallConn()
+	if err != nil {
 		return
 	}
-	p.interval = interval
-	ts := unix.NsecToTimespec(int64(interval))
-	unix.TimerfdSettime(p.timer, 0, &unix.ItimerSpec{Interval: ts, Value: ts}, nil)
+	var ready [16]unix.EpollEvent
+	something := func(fd uintptr) bool { return epollNow(int(fd), ready[:]) > 0 }
+	for raw.Read(something) == nil {
+		p.woken.Store(true)
+		p.poke()
+	}
 }
 
 // release closes all descriptors, when the goroutine has ended.
@@ -348,15 +381,15 @@ func (p *Poller) release() {
 	for _, w := range p.workers {
 		w.close()
 	}
-	p.epoll.Close()
-	closeFD(p.timer)
-	closeFD(p.kick)
+	p.sleep.Close()
+	p.timer.Close()
+	closeFD(p.queues)
 }
 
 // adopt makes the message the state, and keeps what was learned of members and workers that are still there.
 func (p *Poller) adopt(msg *Membership) {
 	oldGroups, oldWorkers := p.groups, p.workers
-	p.groups, p.workers, p.foreign = nil, nil, false
+	p.groups, p.workers, p.all, p.foreign = nil, nil, nil, false
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	for i := range msg.Groups {
@@ -397,15 +430,19 @@ func (p *Poller) adopt(msg *Membership) {
 	for _, g := range p.groups {
 		for _, m := range g.members {
 			// No events yet: only hang-ups and errors, which cannot be masked, could be reported.
-			unix.EpollCtl(p.epfd, unix.EPOLL_CTL_ADD, m.FD, &unix.EpollEvent{Events: unix.EPOLLONESHOT, Fd: int32(m.FD)})
+			unix.EpollCtl(p.sleepfd, unix.EPOLL_CTL_ADD, m.FD, &unix.EpollEvent{Events: unix.EPOLLONESHOT})
+			unix.EpollCtl(p.queues, unix.EPOLL_CTL_ADD, m.FD, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(len(p.all))})
+			p.all = append(p.all, m)
 		}
 	}
+	p.full = make([]unix.EpollEvent, max(len(p.all), 1))
 }
 
-// forget takes the member's descriptor out of the epoll, where it would stay as long as anybody has the socket open, and closes it.
+// forget takes the member's descriptor out of the epolls, where it would stay as long as anybody has the socket open, and closes it.
 func (p *Poller) forget(m *member) {
 	if m.FD >= 0 {
-		unix.EpollCtl(p.epfd, unix.EPOLL_CTL_DEL, m.FD, nil)
+		unix.EpollCtl(p.sleepfd, unix.EPOLL_CTL_DEL, m.FD, nil)
+		unix.EpollCtl(p.queues, unix.EPOLL_CTL_DEL, m.FD, nil)
 		closeFD(m.FD)
 		m.FD = -1
 	}
@@ -419,7 +456,7 @@ func (g *group) hand(m *member) {
 		}
 		m.queue = old.queue
 		if old.PID == m.PID && old.State == m.State {
-			m.held, m.stuck, m.said, m.out, m.saidEnd = old.held, old.stuck, old.said, old.out, old.saidEnd
+			m.held, m.stuck, m.said, m.out, m.saidEnd, m.saidNear = old.held, old.stuck, old.said, old.out, old.saidEnd, old.saidNear
 		}
 	}
 }
@@ -446,6 +483,13 @@ func (p *Poller) workerOf(x Member, old []*worker) *worker {
 	return w
 }
 
+// locked calls f on a thread that no other goroutine gets meanwhile.
+func (p *Poller) locked(f func()) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	f()
+}
+
 // as calls f with the given file-system identity. The thread must be locked.
 func (p *Poller) as(id identity, f func()) {
 	if id != p.self {
@@ -460,6 +504,9 @@ func (p *Poller) tick(now time.Duration) time.Duration {
 	p.ticks.Add(1)
 	p.arrived = 0
 	p.lookAtWorkers(now)
+	for _, e := range p.full[:epollNow(p.queues, p.full)] {
+		p.all[e.Fd].full = true
+	}
 	steered, held, members := false, false, 0
 	for _, g := range p.groups {
 		for _, m := range g.members {
@@ -472,6 +519,9 @@ func (p *Poller) tick(now time.Duration) time.Duration {
 		}
 	}
 	if p.arrived > 0 {
+		if now-p.traffic >= p.opts.Quiet {
+			p.burst = wakeBurst // a look for another reason came before the one that ends the sleep
+		}
 		p.traffic = now
 	}
 	p.burst = max(expected(p.arrived), p.burst*7/8)
@@ -482,9 +532,10 @@ func (p *Poller) tick(now time.Duration) time.Duration {
 	}
 	pending := false
 	for _, g := range p.groups {
-		p.steer(now, g, burst)
+		p.steer(now, g, burst, quiet)
 		pending = p.report(now, g) || pending
 	}
+	watching := p.watch(now, quiet)
 	switch {
 	case !quiet && steered:
 		return p.opts.Tick * time.Duration(min(1+(members-1)/16, 8))
@@ -495,7 +546,7 @@ func (p *Poller) tick(now time.Duration) time.Duration {
 	if held || pending {
 		return p.opts.Idle
 	}
-	return 0
+	return watching
 }
 
 // wakeBurst is how many connections may follow the one that ended a sleep. The first look after it sees only the beginning of a burst; to prefer the worker that
@@ -522,11 +573,15 @@ func (p *Poller) lookAtWorkers(now time.Duration) {
 	}
 	is := p.self
 	for _, w := range p.workers {
+		p.arrived += w.count(now, &p.read)
+		if w.rests() {
+			continue
+		}
 		if w.id != is {
 			assume(w.id)
 			is = w.id
 		}
-		p.arrived += w.look(now, &p.read)
+		w.look(now, &p.read)
 		if w.wantsThread(now) {
 			w.findThread(now, &p.read)
 		}
@@ -539,7 +594,11 @@ func (p *Poller) lookAtQueue(now time.Duration, m *member) {
 		return
 	}
 	before := m.queue
-	queue, listens := acceptQueue(m.FD, &p.info)
+	queue, listens := 0, true
+	if m.full || before > 0 || m.shut { // of the others epoll knows that they are empty
+		queue, listens = acceptQueue(m.FD, &p.info)
+		m.full = false
+	}
 	m.queue, m.shut = queue, !listens
 	p.arrived += max(0, queue-before)
 	if queue == 0 || before == 0 || queue < before || m.held == 0 {
@@ -547,11 +606,18 @@ func (p *Poller) lookAtQueue(now time.Duration, m *member) {
 	}
 	if m.w != nil {
 		m.w.stalls = m.w.stalls || queue > 0
-		if queue < before || queue == 0 && m.w.wait == Unknown {
+		// Without a connection it had nothing to do until now, however long ago the look before was.
+		if queue < before || queue == 0 && m.w.wait == Unknown || before == 0 && m.w.conns == 0 {
 			m.w.moved = now
 		}
 	}
 	m.stuck = m.State == Ready && queue > 0 && now-m.held >= p.opts.StuckAfter
+	switch {
+	case m.w == nil || m.w.wait != Idle || m.State != Ready || queue == 0 || queue < before:
+		m.rested, m.ignored = 0, m.ignored && queue > 0
+	case m.rested == 0:
+		m.rested = now
+	}
 }
 
 // view is the member as Choose sees it.
@@ -566,8 +632,12 @@ func (m *member) view(now time.Duration, opts *Options) View {
 	if m.w == nil {
 		return v
 	}
-	if m.w.gone && v.State == Ready {
+	switch {
+	case v.State != Ready:
+	case m.w.gone:
 		v.State = Down
+	case m.w.seen != 0 && m.w.asleep && now-m.w.seen >= opts.StuckAfter:
+		v.State = Hung
 	}
 	v.Lag = now - m.w.moved
 	v.Wait = m.w.wait
@@ -577,8 +647,9 @@ func (m *member) view(now time.Duration, opts *Options) View {
 	return v
 }
 
-// steer attaches the program for what is known now, if it differs from the one in place.
-func (p *Poller) steer(now time.Duration, g *group, burst int) {
+// steer attaches the program for what is known now, unless the one in place will do. The last one before a sleep stays for long, and those of a
+// burst decide about many connections at once: they are exact.
+func (p *Poller) steer(now time.Duration, g *group, burst int, last bool) {
 	if g.failed || len(g.members) == 0 {
 		return
 	}
@@ -592,7 +663,8 @@ func (p *Poller) steer(now time.Duration, g *group, burst int) {
 		g.views[i] = m.view(now, &p.opts)
 	}
 	g.choice = pick(g.choice[:0], g.views, burst)
-	if !g.stale && slices.Equal(g.choice, g.attached) {
+	exact := last || burst >= wakeBurst/2
+	if !g.stale && (slices.Equal(g.attached, g.choice) || !exact && serves(g.attached, g.choice)) {
 		return
 	}
 	p.salt += 7
@@ -659,13 +731,18 @@ func (g *group) probe() {
 			continue
 		}
 		at := slices.IndexFunc(g.probes, func(pr Probe) bool { return pr.Slot == x.Slot })
-		if at < 0 {
+		switch {
+		case at < 0:
 			g.probes = append(g.probes, Probe{Slot: x.Slot, Index: i})
-		} else {
+		case x.State == Starting || g.Members[g.probes[at].Index].State != Starting: // whether it is ready is what is asked
 			g.probes[at].Index = i
 		}
 	}
 }
+
+// ignoredAfter is how long a thread that would accept at once must have rested beside a queue before it is odd: a few looks, and many times what a thread
+// that has been woken needs to run.
+const ignoredAfter = 20 * time.Millisecond
 
 // report tells what has to be told about the group, and whether something is still to be told or waited for.
 func (p *Poller) report(now time.Duration, g *group) (pending bool) {
@@ -691,6 +768,11 @@ func (p *Poller) report(now time.Duration, g *group) (pending bool) {
 			}
 			pending = pending || m.said == Stuck
 		}
+		if m.rested != 0 && now-m.rested >= ignoredAfter && !m.ignored {
+			e.Kind, e.For = Ignored, now-m.rested
+			m.ignored = p.send(e)
+			pending = pending || !m.ignored
+		}
 		if m.shut != m.saidShut {
 			e.Kind = Shut
 			if !m.shut || p.send(e) {
@@ -698,8 +780,18 @@ func (p *Poller) report(now time.Duration, g *group) (pending bool) {
 			}
 			pending = pending || m.shut != m.saidShut
 		}
+		if w := m.w; w != nil && w.dying && !w.mourned {
+			e.Kind, e.PID = Dying, w.pid
+			w.mourned = p.send(e)
+			pending = pending || !w.mourned
+		}
 		if m.State == Leaving {
 			p.forget(m)
+		}
+		if m.State == Starting && !m.saidNear && !g.stale && !g.failed && slices.Contains(g.probes, Probe{Slot: m.Slot, Index: i}) {
+			e.Kind, e.PID = Reachable, m.PID
+			m.saidNear = p.send(e)
+			pending = pending || !m.saidNear
 		}
 		switch {
 		case m.saidEnd:
@@ -741,22 +833,29 @@ func (p *Poller) listenIn() {
 			if m.FD < 0 || m.queue > 0 || m.shut {
 				continue
 			}
-			ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET | unix.EPOLLONESHOT, Fd: int32(m.FD)}
-			unix.EpollCtl(p.epfd, unix.EPOLL_CTL_MOD, m.FD, &ev)
+			ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET | unix.EPOLLONESHOT}
+			unix.EpollCtl(p.sleepfd, unix.EPOLL_CTL_MOD, m.FD, &ev)
 		}
 	}
 }
 
-// answer sends what is known to those who asked.
+// answer sends what is known to those who asked. Who has called Update before is not told of what was before that, but after the next look.
 func (p *Poller) answer() {
 	for {
-		select {
-		case reply := <-p.asks:
+		for _, reply := range p.asked {
 			select {
 			case reply <- p.stats():
 			default:
 			}
+		}
+		p.asked = p.asked[:0]
+		select {
+		case reply := <-p.asks:
+			p.asked = append(p.asked, reply)
 		default:
+			return
+		}
+		if p.update.Load() != nil {
 			return
 		}
 	}

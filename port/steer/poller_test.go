@@ -1,20 +1,24 @@
 package steer
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"net"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"skep/internal/testneed"
+	"skep/proc"
 
 	"golang.org/x/sys/unix"
 )
@@ -247,6 +251,43 @@ func TestSleepIsNoStall(t *testing.T) {
 	}
 }
 
+// TestSleepIsNoLag: a worker that had nothing to do counts as moving when its first connection is seen, however long nobody has looked. Otherwise the one that a burst
+// out of nothing has woken first would be the only one that seems to get on, and get all the rest of it.
+func TestSleepIsNoLag(t *testing.T) {
+	g := newGroup(t, "127.0.0.1", 2)
+	p, err := newPoller(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.release()
+	worker := startWorker(t, g.fds[0], nil)
+	m := Membership{Groups: []Group{{ID: 1}}}
+	for i, fd := range g.fds {
+		m.Groups[0].Members = append(m.Groups[0].Members, Member{Seat: i, Slot: i, FD: dupOf(t, fd), State: Ready, PID: worker.pid, UID: p.self.uid, GID: p.self.gid})
+	}
+	p.adopt(&m)
+	w, second := p.workers[1], p.groups[0].members[1]
+	closeFD(w.wchan)
+	w.wchan, w.base, w.files, w.conns = -1, 1, 1, 0 // nothing is known of its thread
+	closeFD(w.fdDir)
+	w.fdDir = -1
+	p.tick(time.Second)
+	var b Builder
+	if err := Attach(g.fds[0], b.Program(Choice{Among: []int{1}})); err != nil {
+		t.Fatal(err)
+	}
+	defer closeHard(g.connect([4]byte{})) // nobody accepts it
+	const woken = time.Minute
+	p.tick(woken)
+	if v := second.view(woken, &p.opts); v.Queue != 1 || v.Lag != 0 || !v.moving() {
+		t.Errorf("%+v after a minute in which nobody looked; want no lag", v)
+	}
+	p.tick(woken + 5*time.Millisecond)
+	if v := second.view(woken+5*time.Millisecond, &p.opts); v.Lag != 5*time.Millisecond {
+		t.Errorf("%+v 5 ms later, want a lag of 5 ms", v)
+	}
+}
+
 // TestPollerNoticesTheDead kills a worker and tells nobody.
 func TestPollerNoticesTheDead(t *testing.T) {
 	testneed.Linux(t, 6, 2) // before, open descriptors are not counted
@@ -255,6 +296,157 @@ func TestPollerNoticesTheDead(t *testing.T) {
 	f.workers[0].cmd.Process.Kill()
 	eventually(t, "the dead one is down", func() bool { s := stats(t, f.poller)[0]; return s.State == Down && !s.Chosen })
 	quickOnes(t, f, 50)
+}
+
+// TestPollerNoticesTheDying kills a worker that takes long to end, because it has much memory.
+func TestPollerNoticesTheDying(t *testing.T) {
+	for range 5 { // the Poller may get no CPU for as long
+		f := startFleet(t, 3, false, &Options{}, nil)
+		f.poller.Update(f.probed(t, nil))
+		settled(t, f.poller, Ready, Ready, Ready)
+		if _, err := io.ReadAll(f.reach(t, 1, askGorge)); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "all are known to be idle", func() bool {
+			return !slices.ContainsFunc(stats(t, f.poller), func(s Stat) bool { return s.Wait != Idle })
+		})
+		quickOnes(t, f, 10)
+		f.workers[1].cmd.Process.Kill()
+		// Connections keep the Poller awake; nobody waits for an answer, which the dying one does not give.
+		for late := time.Now().Add(2 * time.Second); time.Now().Before(late); {
+			c, err := net.Dial("tcp", f.address())
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.Close()
+			select {
+			case e := <-f.poller.Events():
+				if e.Kind != Dying || e.Seat != 1 || e.PID != f.workers[1].pid {
+					t.Errorf("event %+v", e)
+				}
+				if s := stats(t, f.poller)[1]; s.State != Down || s.Chosen {
+					t.Errorf("the dying one: %+v", s)
+				}
+				return
+			default:
+			}
+		}
+	}
+	t.Error("a dying worker was not seen five times")
+}
+
+// TestEndingBySignal looks at what has ended and was not waited for.
+func TestEndingBySignal(t *testing.T) {
+	for script, want := range map[string]bool{"kill -9 $$": true, "kill -TERM $$": true, "exit 1": false} {
+		cmd := exec.Command("/bin/sh", "-c", script)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it has ended", func() bool { s, _ := proc.Host.State(cmd.Process.Pid); return s == 'Z' })
+		w := &worker{pid: cmd.Process.Pid, wchan: -1, pulse: -1}
+		w.open()
+		defer w.close()
+		var r readings
+		if got := w.ending(&r); got != want {
+			t.Errorf("%s: ending by a signal %v, want %v", script, got, want)
+		}
+		for names, at := range map[string]int{"ep_poll 0": 2, "ep_poll hrtimer_nanosleep 0": 3, "ep_poll hrtimer_nanosleep futex_wait_queue": 0} {
+			w.dying, w.gone, w.seenIdle, w.zeros = false, false, true, 0
+			seen := 0
+			for i, name := range strings.Fields(names) {
+				if w.checkPulse([]byte(name), &r); w.dying && seen == 0 {
+					seen = i + 1
+				}
+			}
+			if want && seen != at || !want && seen != 0 {
+				t.Errorf("%s, %q: dying at %d, want %d if by a signal", script, names, seen, at)
+			}
+		}
+		cmd.Wait()
+		if w.ending(&r) {
+			t.Errorf("%s: ending when it is gone", script)
+		}
+	}
+	w := &worker{pid: os.Getpid(), wchan: -1, pulse: -1}
+	w.open()
+	defer w.close()
+	if w.ending(new(readings)) {
+		t.Error("this process is ending")
+	}
+}
+
+// TestExecutingIsNoEnd looks at a process that becomes another program again and again, as servers do that upgrade themselves. While its other threads are ended for
+// that, the first one looks as it does when all are.
+func TestExecutingIsNoEnd(t *testing.T) {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), roleVar+"=exec")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer stdin.Close()
+	late := time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
+	defer late.Stop()
+	done := make(chan string, 1)
+	go func() {
+		text, _ := bufio.NewReader(out).ReadString('\n')
+		done <- text
+	}()
+	w := &worker{pid: cmd.Process.Pid, wchan: -1, pulse: -1}
+	w.open()
+	defer w.close()
+	for r := new(readings); ; {
+		if w.ending(r) {
+			t.Fatal("it seemed to be ending")
+		}
+		select {
+		case text := <-done:
+			if text != "done\n" {
+				t.Errorf("it said %q", text)
+			}
+			return
+		default:
+		}
+	}
+}
+
+// TestPulseIsTakenSeldom counts how often the flags of a thread are read that runs for long.
+func TestPulseIsTakenSeldom(t *testing.T) {
+	w := &worker{pid: os.Getpid(), wchan: -1, pulse: -1}
+	w.open()
+	defer w.close()
+	w.seenIdle = true
+	r, read := readings{}, 0
+	for range 1000 {
+		r.line[0] = 0
+		if w.checkPulse([]byte("0"), &r); r.line[0] != 0 {
+			read++
+		}
+	}
+	if read != 10 {
+		t.Errorf("read %d times in 1000 looks, want 10", read)
+	}
+}
+
+func TestThreadFlags(t *testing.T) {
+	const tail = " R 7 8 9 0 -1 4195328 1 2 3\n"
+	if flags, ok := threadFlags([]byte("42 (a (b) c) x)" + tail)); flags != 0x400400 || !ok {
+		t.Errorf("flags %#x, %v", flags, ok)
+	}
+	for _, bad := range []string{"", "42", "42 (x)", "42 (x) R 7 8 9 0 -1", "42 (x) R 7 8 9 0 -1 ", "42 (x) R 7 8 9 0 -1 5", "42 (x) R 7 8 9 0 -1 x 1", "42 (x) R 7 8 9 0 -1 99999999999999 1",
+		"42 (1 2 3 4 5 6 7 8 9"} {
+		if flags, ok := threadFlags([]byte(bad)); ok {
+			t.Errorf("%q has flags %#x", bad, flags)
+		}
+	}
 }
 
 // TestTwoGroups has the same workers on two addresses, as programs with two ports do.
@@ -626,7 +818,7 @@ func TestKeepAliveIsBalanced(t *testing.T) {
 		limit float64
 	}{
 		{"over a second", 15 * time.Millisecond, 1, 1.10},
-		{"in one burst", 0, 9, 1.30},
+		{"in one burst", 0, 15, 1.30},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var ratios []float64
@@ -825,4 +1017,34 @@ func threadTime(tb testing.TB) time.Duration {
 		tb.Fatal(err)
 	}
 	return time.Duration(ts.Nano())
+}
+
+// TestReachable: a probe of a slot comes to the member that starts in it, wherever it is in the array, and only then is that said.
+func TestReachable(t *testing.T) {
+	for _, starting := range []int{0, 1} {
+		f := startFleet(t, 3, false, nil, nil)
+		p, err := NewPoller(Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(p.Close)
+		f.poller = p
+		m := f.probed(t, map[int]State{starting: Starting})
+		for i := range m.Groups[0].Members {
+			m.Groups[0].Members[i].Slot = i / 2 // members 0 and 1 are in slot 0
+		}
+		p.Update(m)
+		e := await(t, p, Reachable, starting)
+		if e.PID != f.workers[starting].pid {
+			t.Errorf("process %d is reachable, want %d", e.PID, f.workers[starting].pid)
+		}
+		for range 10 {
+			if got := f.who(t, 0); got != f.workers[starting].pid {
+				t.Fatalf("the probe comes to process %d, want %d", got, f.workers[starting].pid)
+			}
+			if got := f.anyone(t); got == f.workers[starting].pid {
+				t.Fatal("one that is starting gets an ordinary connection")
+			}
+		}
+	}
 }

@@ -11,9 +11,16 @@ import (
 	"pgregory.net/rapid"
 )
 
+// fataler is what interpret needs of a test.
+type fataler interface {
+	Helper()
+	Fatal(...any)
+	Fatalf(string, ...any)
+}
+
 // interpret runs a program on a packet whose network header is packet[0], as the kernel would: cBPF registers start at 0, a load beyond the packet ends the
 // program with 0, and so does a modulo by zero. It fails the test on anything that the kernel's checker (bpf_check_classic) would refuse.
-func interpret(t testing.TB, prog []unix.SockFilter, packet []byte) uint32 {
+func interpret(t fataler, prog []unix.SockFilter, packet []byte) uint32 {
 	t.Helper()
 	if len(prog) == 0 || len(prog) > maxInstructions {
 		t.Fatalf("program has %d instructions", len(prog))

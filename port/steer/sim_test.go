@@ -25,6 +25,8 @@ type simulation struct {
 	choose  func(now time.Duration, views []View, burst int) []int
 	burst   int
 	arrived int
+
+	attaches int
 }
 
 // run returns how long each request took.
@@ -41,7 +43,10 @@ func (s *simulation) run(workers int, tick time.Duration) []time.Duration {
 		}
 		s.burst = max(s.arrived, s.burst*7/8)
 		s.arrived = 0
-		choice = s.choose(now, views, s.burst)
+		if now := s.choose(now, views, s.burst); !serves(choice, now) {
+			choice = now
+			s.attaches++
+		}
 		for ; s.next < len(s.load) && s.load[s.next].at < now+tick; s.next++ {
 			s.port += 2 + 2*r.IntN(8) // as Linux clients do
 			w := &s.workers[choice[s.port>>portShift%len(choice)]]

@@ -3,6 +3,7 @@ package steer
 import (
 	"fmt"
 	"runtime"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -84,9 +85,10 @@ func readStart(fd int, buf []byte) int {
 	return int(n)
 }
 
-// drain reads once from a descriptor that does not block.
-func drain(fd int, buf []byte) {
-	unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)))
+// setTimer makes a timerfd expire once, after the time given, whatever it was set to.
+func setTimer(fd int, after time.Duration) {
+	spec := unix.ItimerSpec{Value: unix.NsecToTimespec(int64(after))}
+	unix.RawSyscall6(unix.SYS_TIMERFD_SETTIME, uintptr(fd), 0, uintptr(unsafe.Pointer(&spec)), 0, 0, 0)
 }
 
 // fileSize is the size fstat(2) shows, or -1. For /proc/PID/fd it is the number of open descriptors since Linux 6.2 and 0 before.

@@ -2,6 +2,7 @@ package steer
 
 import (
 	"bytes"
+	"math"
 	"os"
 	"strconv"
 	"time"
@@ -18,20 +19,30 @@ type worker struct {
 
 	wchan int // open /proc/PID/task/TID/wchan, or -1
 	fdDir int // open /proc/PID/fd, or -1
+	pulse int // open /proc/PID/task/TID/stat, or -1
 
 	seenIdle  bool          // the thread has been seen to wait for events, so its wait channel can be read and means something
 	zeroSince time.Duration // since when the wait channel has been "0" without a break; 0 when it is not
 	looks     int           // reads that have not shown the thread idle, up to learnAfter
 	scanned   time.Duration // when the threads were looked through last
 
-	wait   Wait
-	files  int           // open descriptors, or -1
-	base   int           // the descriptors that are no connections: the fewest ever seen
-	conns  int           // files - base, or -1
-	moved  time.Duration // when it was last seen to get on
-	stalls bool          // a member's queue was not empty at the last look
-	looked uint          // how often it has been looked at
-	gone   bool          // the process has ended
+	wait    Wait
+	files   int           // open descriptors, or -1
+	base    int           // the descriptors that are no connections: the fewest ever seen
+	conns   int           // files - base, or -1
+	moved   time.Duration // when it was last seen to get on
+	stalls  bool          // a member's queue was not empty at the last look
+	looked  uint          // how often it has been looked at
+	gone    bool          // the process has ended
+	zeros   int           // looks in a row in which the thread did not sleep
+	dying   bool          // the kernel is ending the process
+	mourned bool          // that was told
+
+	asleep  bool          // the accepting thread sleeps, and not for a connection
+	blocked time.Duration // since when it has been asleep without a break; 0 when it is not
+	seen    time.Duration // since when each look, however far apart, has shown it asleep; 0 when it is not
+	told    time.Duration // when that was told last
+	crowded bool          // other threads or processes accept as well
 }
 
 const (
@@ -48,7 +59,7 @@ const (
 
 // open opens the files that are read at each tick. The thread's file-system identity must be the worker's.
 func (w *worker) open() {
-	w.wchan, w.fdDir = -1, -1
+	w.wchan, w.fdDir, w.pulse = -1, -1, -1
 	if w.tid == 0 {
 		w.tid = w.pid
 	}
@@ -72,23 +83,31 @@ func (w *worker) open() {
 
 func (w *worker) openThread() {
 	closeFD(w.wchan)
-	w.wchan = openAt("/proc/"+strconv.Itoa(w.pid)+"/task/"+strconv.Itoa(w.tid)+"/wchan", 0)
+	closeFD(w.pulse)
+	task := "/proc/" + strconv.Itoa(w.pid) + "/task/" + strconv.Itoa(w.tid)
+	w.wchan, w.pulse = openAt(task+"/wchan", 0), openAt(task+"/stat", 0)
 	w.seenIdle, w.zeroSince, w.looks = false, 0, 0
+	w.blocked, w.seen, w.crowded = 0, 0, false
 }
 
 func (w *worker) close() {
 	closeFD(w.wchan)
 	closeFD(w.fdDir)
-	w.wchan, w.fdDir = -1, -1
+	closeFD(w.pulse)
+	w.wchan, w.fdDir, w.pulse = -1, -1, -1
 }
 
-// look reads the files. The thread's file-system identity must be the worker's. It returns how many more connections there are than before.
-func (w *worker) look(now time.Duration, r *readings) (more int) {
+// count reads how many descriptors there are, which takes nobody's identity. It returns how many more connections there are than before.
+func (w *worker) count(now time.Duration, r *readings) (more int) {
 	if w.fdDir >= 0 {
 		n := fileSize(w.fdDir, &r.stat)
 		switch {
 		case n <= 0:
-			w.gone = true // a zombie has none, and of a process that was waited for nothing can be read
+			// A zombie has none, and of a process that was waited for nothing can be read. The first of several threads is a zombie while the others still end,
+			// and while another one executes a program in its place (execve(2)).
+			w.gone = true
+		case w.gone && !w.dying:
+			w.gone, w.files = false, n
 		case n != w.files:
 			more = max(0, n-w.files)
 			w.files, w.base = n, min(w.base, n)
@@ -97,15 +116,28 @@ func (w *worker) look(now time.Duration, r *readings) (more int) {
 		}
 	}
 	w.looked++
-	switch {
-	case w.wchan < 0:
+	w.asleep = false
+	if w.rests() {
+		w.moved = now
+	}
+	return more
+}
+
+// rests tells whether the worker may be left alone this time: without a connection it has nothing to do. Reading the wait channel is the dearest part of a look,
+// so it is read only now and then, for the case that the number is wrong.
+func (w *worker) rests() bool {
+	return w.wait == Idle && w.wchan >= 0 && w.conns == 0 && !w.stalls && !w.gone && w.looked%4 != 0
+}
+
+// look reads what the thread waits for. The thread's file-system identity must be the worker's.
+func (w *worker) look(now time.Duration, r *readings) {
+	if w.wchan < 0 {
 		w.wait = Unknown
-	case w.wait == Idle && w.conns == 0 && !w.stalls && w.looked%4 != 0:
-		// Without a connection it has nothing to do. Reading the wait channel is most of what a tick costs, so it is read only now and then, for the case
-		// that the number is wrong.
-	default:
+	} else {
 		n := readStart(w.wchan, r.name[:])
 		w.wait = w.classify(now, r.name[:n])
+		w.checkPulse(r.name[:n], r)
+		w.asleep = w.wait == Busy && r.name[0] != '0' && w.conns != 0
 	}
 	if w.wait == Busy && w.conns == 0 {
 		// It has no request to be busy with. In Go and Java the thread that called listen(2) is one of many, and rests anywhere.
@@ -115,7 +147,80 @@ func (w *worker) look(now time.Duration, r *readings) (more int) {
 		w.moved = now
 	}
 	w.stalls = false
-	return more
+}
+
+// checkPulse finds out whether the kernel is ending the process: of a thread that does not sleep it reads the flags. Until a process has given its memory back nobody is told of its end, and its sockets stay open: 10 ms for a small interpreter, and a
+// hundred times as long for one with gigabytes. With each look in a row it is asked half as often.
+func (w *worker) checkPulse(name []byte, r *readings) {
+	if string(name) != "0" || !w.seenIdle {
+		w.zeros = 0
+		return
+	}
+	w.zeros++
+	if w.zeros&(w.zeros-1) == 0 && !w.dying && w.ending(r) {
+		w.gone, w.dying = true, true
+	}
+}
+
+// PF_EXITING and PF_SIGNALED of include/linux/sched.h: the thread ends, and it has taken a signal that ends its process (get_signal of kernel/signal.c).
+const (
+	exiting  = 0x4
+	signaled = 0x400
+)
+
+// ending tells whether the process ends because of a signal: then all of its threads have taken it, or one ends the process for the others. A thread that ends
+// alone does not have the flag of the signal; when one of them executes a program the others have it, and that one has neither.
+func (w *worker) ending(r *readings) bool {
+	if !w.signaled(r) {
+		return false
+	}
+	dir := "/proc/" + strconv.Itoa(w.pid) + "/task"
+	tasks, err := os.ReadDir(dir)
+	if err != nil {
+		return false
+	}
+	for _, task := range tasks {
+		fd := openAt(dir+"/"+task.Name()+"/stat", 0)
+		if fd < 0 {
+			return false // it has ended, or has just become the first one: the next look will tell
+		}
+		n := readStart(fd, r.line[:])
+		closeFD(fd)
+		if flags, ok := threadFlags(r.line[:n]); !ok || flags&(exiting|signaled) == 0 {
+			return false
+		}
+	}
+	return w.signaled(r) // or the two have changed names meanwhile (de_thread of fs/exec.c)
+}
+
+// signaled tells whether the watched thread has taken a signal that ends its process.
+func (w *worker) signaled(r *readings) bool {
+	flags, ok := threadFlags(r.line[:readStart(w.pulse, r.line[:])])
+	return ok && flags&signaled != 0
+}
+
+// threadFlags is the ninth field of the stat of a thread (proc_pid_stat(5)), behind a name that may hold anything.
+func threadFlags(stat []byte) (flags uint64, ok bool) {
+	rest := stat[bytes.LastIndexByte(stat, ')')+1:]
+	if len(rest) == len(stat) {
+		return 0, false
+	}
+	for range 9 - 2 {
+		_, after, more := bytes.Cut(rest, []byte{' '})
+		if rest = after; !more {
+			return 0, false
+		}
+	}
+	for i, c := range rest {
+		switch {
+		case c == ' ':
+			return flags, i > 0
+		case c < '0' || c > '9' || flags > math.MaxUint32:
+			return 0, false
+		}
+		flags = 10*flags + uint64(c-'0')
+	}
+	return 0, false
 }
 
 // classify says what the name of the function means in which the thread sleeps.
@@ -166,6 +271,7 @@ func waitsForEvents(name []byte) bool {
 type readings struct {
 	stat unix.Stat_t
 	name [64]byte
+	line [256]byte // the first fields of a stat
 }
 
 // wantsThread tells whether it is time to search for the thread that accepts, because the one that is watched has never been idle.
@@ -177,12 +283,19 @@ func (w *worker) wantsThread(now time.Duration) bool {
 // none of them tells whether the process is free. The thread's file-system identity must be the worker's.
 func (w *worker) findThread(now time.Duration, r *readings) {
 	w.scanned, w.looks = now, 0
+	if waiting, ok := w.waiting(r); ok && len(waiting) == 1 {
+		w.tid = waiting[0]
+		w.openThread()
+	}
+}
+
+// waiting lists the threads of the process that wait for events. The thread's file-system identity must be the worker's.
+func (w *worker) waiting(r *readings) (tids []int, ok bool) {
 	dir := "/proc/" + strconv.Itoa(w.pid) + "/task"
 	tasks, err := os.ReadDir(dir)
 	if err != nil || len(tasks) > maxThreads {
-		return
+		return nil, false
 	}
-	found := 0
 	for _, task := range tasks {
 		fd := openAt(dir+"/"+task.Name()+"/wchan", 0)
 		if fd < 0 {
@@ -190,17 +303,9 @@ func (w *worker) findThread(now time.Duration, r *readings) {
 		}
 		n := readStart(fd, r.name[:])
 		closeFD(fd)
-		if !waitsForEvents(r.name[:n]) {
-			continue
+		if tid, err := strconv.Atoi(task.Name()); err == nil && waitsForEvents(r.name[:n]) {
+			tids = append(tids, tid)
 		}
-		tid, err := strconv.Atoi(task.Name())
-		if err != nil || found != 0 {
-			return
-		}
-		found = tid
 	}
-	if found != 0 {
-		w.tid = found
-		w.openThread()
-	}
+	return tids, true
 }

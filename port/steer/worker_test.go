@@ -2,6 +2,7 @@ package steer
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"runtime"
@@ -30,6 +31,8 @@ func TestMain(m *testing.M) {
 		os.Exit(steerOnly())
 	case "loop":
 		os.Exit(serveLoop(3))
+	case "exec":
+		os.Exit(execute())
 	default:
 		fmt.Fprintln(os.Stderr, "unknown role", role)
 		os.Exit(2)
@@ -44,11 +47,13 @@ const (
 	askBlock = 'b' // an answer after blockTime in which the loop does nothing else
 	askStay  = 's' // an answer, and the connection stays open
 	askBind  = 'h' // no answer, never: the loop hangs
+	askGorge = 'g' // an answer, and the worker has so much memory that its end takes a while
 )
 
 const (
 	quickWork = time.Millisecond
 	blockTime = 200 * time.Millisecond
+	gorge     = 256 << 20 // bytes
 )
 
 // serveLoop is a server as asyncio programs are: one thread, one epoll, handlers run to their end in turn, and all pending connections are accepted at once.
@@ -102,6 +107,8 @@ func serveLoop(listener int) int {
 				continue
 			case askBlock:
 				block(blockTime)
+			case askGorge:
+				unix.Mmap(-1, 0, gorge, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_POPULATE)
 			case askEcho:
 			case askStay:
 				stay = true
@@ -114,6 +121,23 @@ func serveLoop(listener int) int {
 			}
 		}
 	}
+}
+
+// execute executes this program a number of times, by another thread than the first, and then waits for the end of standard input.
+func execute() int {
+	const countVar = "STEER_TEST_COUNT"
+	count, _ := strconv.Atoi(os.Getenv(countVar))
+	if count < 40 {
+		os.Setenv(countVar, strconv.Itoa(count+1))
+		go func() { // the first thread is locked
+			fmt.Println(syscall.Exec("/proc/self/exe", os.Args, os.Environ()))
+			os.Exit(1)
+		}()
+		select {}
+	}
+	os.Stdout.WriteString("done\n")
+	io.Copy(io.Discard, os.Stdin)
+	return 0
 }
 
 // block sleeps as C programs do: the thread itself is in the kernel.

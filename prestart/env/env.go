@@ -91,7 +91,7 @@ func validName(name string) bool {
 // which are read before the steps run, and what it sets for every worker.
 func Reserved(name string) bool {
 	switch name {
-	case "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET":
+	case "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID":
 		return true
 	}
 	return strings.HasPrefix(name, "SKEP_")

@@ -55,6 +55,7 @@ func TestParseErrors(t *testing.T) {
 		"SKEP_WORKERS=hunter2":  {1, "SKEP_WORKERS cannot be handed over"},
 		"LISTEN_FDS=hunter2":    {1, "LISTEN_FDS cannot be handed over"},
 		"NOTIFY_SOCKET=hunter2": {1, "NOTIFY_SOCKET cannot be handed over"},
+		"WATCHDOG_PID=hunter2":  {1, "WATCHDOG_PID cannot be handed over"},
 		"A=hunter2" + strings.Repeat("x", maxLine): {1, "longer than"},
 	} {
 		_, err := Parse([]byte(text))

@@ -189,16 +189,26 @@ const margin = 2 * time.Second
 // Step returns the step that waits for t, at most timeout (0: for ever). format
 // and level are those of skep's own lines.
 func Step(t Target, timeout time.Duration, format logger.Format, level logger.Level) prestart.Step {
-	argv := []string{name, "--timeout=" + timeout.String(), "--log-level=" + level.String()}
-	if format == logger.JSON {
-		argv = append(argv, "--json")
-	}
 	step := prestart.Step{
 		Kind: prestart.Wait, Name: t.String(),
-		Path: "/proc/self/exe", Argv: append(argv, t.url),
+		Path: "/proc/self/exe", Argv: argv(t.url, format, level, "--timeout="+timeout.String()),
 	}
 	if timeout > 0 {
 		step.Timeout = timeout + margin
 	}
 	return step
+}
+
+// Probe is the argument vector of a child that waits, without end, until
+// http://where answers a GET that comes from this address.
+func Probe(where string, from [4]byte, format logger.Format, level logger.Level) []string {
+	return argv("http://"+where, format, level, "--from="+netip.AddrFrom4(from).String())
+}
+
+func argv(url string, format logger.Format, level logger.Level, flags ...string) []string {
+	args := append(append([]string{name}, flags...), "--log-level="+level.String())
+	if format == logger.JSON {
+		args = append(args, "--json")
+	}
+	return append(args, url)
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"skep/internal/logger"
+	"skep/internal/signals"
 	"skep/prestart/wait/dial"
 )
 
@@ -36,11 +38,13 @@ const (
 // returns the exit code: 0 when the target is there, 124 after the timeout, 125
 // for wrong arguments or when the parent is gone. Lines go to stderr.
 func Main(args []string) int {
+	signals.Leave() // a stop ends it like any other step
 	var (
 		timeout time.Duration
 		format  logger.Format
 		level   = logger.Info
 		url     string
+		from    netip.Addr // of a probe
 		problem string
 	)
 	for _, arg := range args[min(1, len(args)):] {
@@ -51,6 +55,12 @@ func Main(args []string) int {
 				problem = arg + " is no time"
 			}
 			timeout = d
+		case "--from":
+			a, err := netip.ParseAddr(value)
+			if err != nil || !a.Is4() {
+				problem = arg + " is no IPv4 address"
+			}
+			from = a
 		case "--json":
 			format = logger.JSON
 		case "--log-level":
@@ -73,11 +83,17 @@ func Main(args []string) int {
 		log.Log(logger.Error, "cannot wait: "+printable(problem))
 		return codeUsage
 	}
+	if from.IsValid() {
+		dial.Source = &unix.SockaddrInet4{Addr: from.As4()}
+	}
 	parent := os.Getppid()
 	return run(target.String(), timeout,
 		func(ctx context.Context) error {
 			if os.Getppid() != parent {
 				return errParentGone
+			}
+			if from.IsValid() {
+				return target.probe(ctx)
 			}
 			return target.try(ctx)
 		},
@@ -156,6 +172,20 @@ func limited(ctx context.Context, try func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, tryLimit)
 	defer cancel()
 	return try(ctx)
+}
+
+// sure is the time between the two answers that make a probe sure of its worker.
+const sure = 50 * time.Millisecond
+
+// probe wants two answers in a row: while sockets of other workers come and go
+// the kernel may for a moment give a connection to another one.
+func (t Target) probe(ctx context.Context) error {
+	err := t.try(ctx)
+	if err == nil {
+		time.Sleep(sure)
+		err = t.try(ctx)
+	}
+	return err
 }
 
 // try looks once.

@@ -455,3 +455,46 @@ func FuzzReadStatus(f *testing.F) {
 		}
 	})
 }
+
+// A probe comes from the address it is told, and wants two good answers in a row.
+func TestProbe(t *testing.T) {
+	answers := make(chan int, 3)
+	for _, code := range []int{200, 503, 204} {
+		answers <- code
+	}
+	var asked atomic.Int32
+	var from atomic.Value
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		from.Store(r.RemoteAddr + " " + r.URL.String())
+		select {
+		case code := <-answers:
+			w.WriteHeader(code)
+		default:
+			w.WriteHeader(http.StatusFound)
+		}
+	})}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go server.Serve(ln)
+	defer server.Close()
+	args := Probe(ln.Addr().String()+"/h?x=1", [4]byte{127, 0, 0, 9}, logger.Text, logger.Error)
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Args = args
+	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if got, _ := from.Load().(string); !strings.HasPrefix(got, "127.0.0.9:") || !strings.HasSuffix(got, " /h?x=1") {
+		t.Errorf("asked by %q", got)
+	}
+	if n := asked.Load(); n != 4 { // good and bad, good and good
+		t.Errorf("asked %d times, want 4", n)
+	}
+	cmd = exec.Command("/proc/self/exe")
+	cmd.Args = []string{name, "--from=::1", "http://127.0.0.1:1/"}
+	if err := cmd.Run(); cmd.ProcessState.ExitCode() != codeUsage {
+		t.Errorf("from an IPv6 address: %v", err)
+	}
+}

@@ -43,6 +43,10 @@ func TCP(ctx context.Context, address string) (*os.File, error) {
 	return nil, first
 }
 
+// Source is where TCP connects from over IPv4; nil leaves that to the kernel. It
+// is set before the first connection.
+var Source *unix.SockaddrInet4
+
 // Unix connects to the unix socket at path, whose type is kind: one of
 // unix.SOCK_STREAM, SOCK_SEQPACKET, SOCK_DGRAM.
 func Unix(ctx context.Context, path string, kind int) (*os.File, error) {
@@ -92,7 +96,12 @@ func connectWithin(ctx context.Context, shares, family, kind int, to unix.Sockad
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	err = unix.Connect(fd, to)
+	if from := Source; from != nil && family == unix.AF_INET {
+		err = unix.Bind(fd, from)
+	}
+	if err == nil {
+		err = unix.Connect(fd, to)
+	}
 	f := os.NewFile(uintptr(fd), "connection")
 	if err == unix.EINPROGRESS || err == unix.EINTR {
 		err = finish(ctx, f, shares)
