@@ -186,7 +186,7 @@ func dockerCases() []*testcase {
 				c.expectLog(fmt.Sprintf("got %d", n))
 			}
 		}},
-		{name: "pids-limit-16", mode: docker, what: "--pids-limit 16 is enough for it and one process", defects: []string{"many-threads"}, run: fewPids(16)},
+		{name: "pids-limit-7", mode: docker, what: "--pids-limit 7 is enough for it and one process", defects: []string{"many-threads"}, run: fewPids(7)},
 		{name: "pids-exhausted", mode: docker, what: "the command has used up all pids: TERM is still handled at once", defects: []string{"fork-to-forward"}, run: func(r *run) {
 			c := r.container([]string{"--pids-limit", "25"}, probeInside, "fill")
 			c.expectLog("full")

@@ -72,8 +72,7 @@ func build() error {
 	}
 	if os.Getenv("SKEP_BIN") == "" {
 		built.skep = filepath.Join(dir, "skep")
-		cmd := exec.Command("go", "build", "-o", built.skep, "-trimpath", "-tags", "urfave_cli_no_docs", "-ldflags", "-s -w -X runtime.godebugDefault=asyncpreemptoff=1 -X main.version=0.0.0-test", "skep/cmd/skep")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		cmd := exec.Command("make", "-C", "..", "skep", "OUT="+built.skep, "VERSION=0.0.0-test")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			built.skepErr = fmt.Sprintf("cannot build skep: %v\n%s", err, out)
 		}

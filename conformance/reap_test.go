@@ -13,7 +13,7 @@ func reapCases() []*testcase {
 	orphans := func(count int, within time.Duration) func(r *run) {
 		return func(r *run) {
 			p := r.start(setup{}, built.probe, "orphans", strconv.Itoa(count), "7")
-			if line, ok := p.line(6 * r.patient); !ok || line != "ready" {
+			if line, ok := p.line(18 * r.patient); !ok || line != "ready" {
 				r.failf("not ready: %q%s", line, p.said())
 			}
 			r.eventually(min(within, 2*r.patient), fmt.Sprintf("all %d orphans are gone, no zombie is left", count), func() bool { return len(children(p.pid)) == 1 })

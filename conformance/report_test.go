@@ -70,8 +70,7 @@ A dash means that the program has no such option. The real-time signals count fr
 	for _, line := range knownLines() {
 		b.WriteString(line + "\n")
 	}
-	b.WriteString("\nA Go program cannot see PROF, 32, 33 and 34, so skep does not send them on; they do not harm it. A TERM within the first fractions of a millisecond, before the\n" +
-		"program's first instruction, ends a Go PID 1 with code 2, where other inits lose it.\n")
+	b.WriteString("\n32 and 33, which the C libraries' threads keep for themselves, are not sent on by anybody; they do not harm skep.\n")
 	for _, s := range all {
 		if s.ours {
 			continue

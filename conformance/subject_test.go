@@ -118,7 +118,6 @@ func (s *subject) args(o options, command ...string) ([]string, bool) {
 
 // Reasons that several subjects share.
 const (
-	goRealTime   = "Go's runtime keeps one bit per signal, so real-time signals that queue up are merged like the others"
 	flagsBehind  = "as tini: without --, flags are also read behind the command's name"
 	execIs2      = "as dumb-init: every failed exec ends with 2"
 	otherSession = "as dumb-init: the command leads a session of its own, and the shell that started the init cannot give it the terminal back"
@@ -128,20 +127,15 @@ const (
 // subjects lists who is compared, in the order of the report's columns.
 func subjects() []*subject {
 	return []*subject{
-		{name: "skep --mode init", argv0: "skep", manners: asSkep, flags: []string{"--mode", "init"}, ours: true, known: map[string]string{
-			"rt-queued": goRealTime,
-		}},
+		{name: "skep --mode init", argv0: "skep", manners: asSkep, flags: []string{"--mode", "init"}, ours: true},
 		{name: "skep", argv0: "skep", manners: asSkep, ours: true, known: map[string]string{
-			"rt-queued":     goRealTime,
 			"no-new-privs":  "port sharing installs a seccomp filter, which needs no_new_privs; --mode init and --share fds do without",
 			"env-untouched": "a worker learns its slot from SKEP_SLOT and SKEP_WORKER_COUNT; --mode init adds nothing",
 		}},
 		{name: "skep as tini", argv0: "tini", manners: asTini, ours: true, known: map[string]string{
-			"rt-queued":          goRealTime,
 			"options-first-word": flagsBehind,
 		}},
 		{name: "skep as dumb-init", argv0: "dumb-init", manners: asDumbInit, ours: true, known: map[string]string{
-			"rt-queued":       goRealTime,
 			"not-found":       execIs2,
 			"not-executable":  execIs2,
 			"bad-interpreter": execIs2,

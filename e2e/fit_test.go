@@ -4,10 +4,8 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -72,30 +70,10 @@ func failures(requests []request) (errs []error) {
 	return errs
 }
 
-// oomKills reads the kernel's own count of the container's cgroup; it tells both
-// versions.
+// oomKills reads the kernel's own count of the container's group.
 func oomKills(t *testing.T, c *dockertest.Container) int {
 	t.Helper()
-	for _, pattern := range []string{
-		"/sys/fs/cgroup/memory/docker/" + c.ID + "/memory.oom_control",
-		"/sys/fs/cgroup/memory/*/*/" + c.ID + "/memory.oom_control",
-		"/sys/fs/cgroup/system.slice/docker-" + c.ID + ".scope/memory.events",
-		"/sys/fs/cgroup/docker/" + c.ID + "/memory.events",
-	} {
-		names, _ := filepath.Glob(pattern)
-		for _, name := range names {
-			text, err := os.ReadFile(name)
-			if err != nil {
-				continue
-			}
-			if m := regexp.MustCompile(`(?m)^oom_kill (\d+)$`).FindStringSubmatch(string(text)); m != nil {
-				n, _ := strconv.Atoi(m[1])
-				return n
-			}
-		}
-	}
-	t.Fatal("found no count of the kernel's kills for the container")
-	return 0
+	return int(numberBehind(memoryFile(t, c, "memory.oom_control", "memory.events"), "oom_kill"))
 }
 
 // setLimit changes the limit of a running container and returns how long it took
@@ -106,6 +84,18 @@ func setLimit(t *testing.T, c *dockertest.Container, memory string, count int) t
 	c.Update("--memory="+memory, "--memory-swap="+memory)
 	wantHolders(t, c, count, sizedBy)
 	return time.Since(began)
+}
+
+func oomScoreAdj(t *testing.T, pid int) (score int) {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid))
+	if err == nil {
+		_, err = fmt.Sscan(string(text), &score)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return score
 }
 
 // TestTextbook is the example of every guide: servers that hold 1 GB each, on a
@@ -122,6 +112,12 @@ func TestTextbook(t *testing.T) {
 		t.Errorf("%d workers were started, want 2", n)
 	}
 	wantHolders(t, c, 2, sizedBy)
+	own := oomScoreAdj(t, c.State().Pid)
+	for _, pid := range holders(c) {
+		if score := oomScoreAdj(t, pid); score <= own {
+			t.Errorf("oom_score_adj is %d for a worker and %d for skep: the kernel may choose skep", score, own)
+		}
+	}
 	plan := c.Exec("/skep", "plan", "-w", "auto", "--workers-per-cpu=2", "--worker-memory=100M")
 	want := "2 workers: memory 300 MiB × 0.8 − 0 base = 240 MiB fits 2 × 95.3 MiB; cpu 2 × 2 allows 4; memory decides\n"
 	if !strings.HasPrefix(plan.Stdout, want) {
@@ -171,6 +167,7 @@ func TestLimitChanges(t *testing.T) {
 // TestLeakIsRecycled has one worker grow without end: it is replaced before the
 // limit, and nobody notices.
 func TestLeakIsRecycled(t *testing.T) {
+	t.Parallel() // it mostly waits
 	c := fitting(t, "256m", []string{"--max-workers=2"}, "-mib=20")
 	c.WaitLog(`worker ready`, 2, 60*time.Second)
 	before := holders(c)
@@ -202,6 +199,28 @@ func TestLeakIsRecycled(t *testing.T) {
 	}
 	if n := strings.Count(c.Logs(), "replacing a worker"); n != 1 {
 		t.Errorf("%d workers were replaced, want 1", n)
+	}
+}
+
+// TestAllLeak has every worker grow from its start on, also those that come in
+// place of others: one after another is replaced, and nobody notices.
+func TestAllLeak(t *testing.T) {
+	t.Parallel() // it mostly waits
+	c := fitting(t, "256m", []string{"-w", "3"}, "-mib=45", "-leak=2")
+	c.WaitLog(`worker ready`, 3, 60*time.Second)
+	requests := openLoop(c.URL(8000), 20, 36*time.Second)
+	if errs := failures(requests); len(errs) > 0 {
+		t.Errorf("%d of %d requests failed, the first: %v", len(errs), len(requests), errs[0])
+	}
+	if n := oomKills(t, c); n != 0 {
+		t.Errorf("the kernel killed %d times for memory", n)
+	}
+	// 230 MiB are reached after 16 s, and then each time that what one held more than
+	// its successor has been taken by three: after 5 s or so.
+	replaced := strings.Count(c.Logs(), "replacing a worker")
+	t.Logf("%d requests, the slowest answer %v, %d workers replaced", len(requests), slowest(requests), replaced)
+	if replaced < 2 {
+		t.Errorf("%d workers were replaced, want 2 or more", replaced)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -61,8 +62,9 @@ func fetchPid(ctx context.Context, url string) (int, error) {
 	return pidOf(string(body))
 }
 
-// pidOf reads the process id in an answer: {"pid":7} of the Python application
-// or "… pid 7 …" of the Go servers.
+// pidOf reads the process id in an answer: {"pid":7} of the Python application,
+// "… pid 7 …" of the Go servers, or the page that http.server makes of
+// /proc/self/task, where the thread with the least number is the process itself.
 func pidOf(body string) (int, error) {
 	var fields struct{ Pid int }
 	if json.Unmarshal([]byte(body), &fields) == nil && fields.Pid > 0 {
@@ -72,8 +74,19 @@ func pidOf(body string) (int, error) {
 	if i := slices.Index(words, "pid"); i >= 0 && i+1 < len(words) {
 		return strconv.Atoi(words[i+1])
 	}
+	least := 0
+	for _, m := range taskLink.FindAllStringSubmatch(body, -1) {
+		if n, err := strconv.Atoi(m[1]); err == nil && (least == 0 || n < least) {
+			least = n
+		}
+	}
+	if least > 0 {
+		return least, nil
+	}
 	return 0, fmt.Errorf("no pid in the answer %.100q", body)
 }
+
+var taskLink = regexp.MustCompile(`href="(\d+)/"`)
 
 // askMany makes count requests, a few at a time, and returns all of them.
 func askMany(url string, count int) []request {

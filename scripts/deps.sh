@@ -24,6 +24,7 @@ needs=(
 	qemu-system-x86_64=qemu-system-x86
 	runc=runc
 	strace=strace
+	puma=puma
 	tini=tini
 	unshare=util-linux
 	wrk=wrk
@@ -36,9 +37,12 @@ for need in "${needs[@]}"; do
 	fi
 done
 # A module is no program. The tests ask Debian's own Python.
-for need in yaml=python3-yaml uvicorn=python3-uvicorn fastapi=python3-fastapi gunicorn=gunicorn; do
+for need in yaml=python3-yaml uvicorn=python3-uvicorn fastapi=python3-fastapi gunicorn=gunicorn hypercorn=python3-hypercorn \
+	twisted.web=python3-twisted systemd.daemon=python3-systemd; do
 	/usr/bin/python3 -c "import ${need%%=*}" 2>/dev/null || missing+=("${need#*=}")
 done
+/usr/bin/ruby -e 'require "webrick"' 2>/dev/null || missing+=(ruby-webrick)
+[[ -e /usr/share/java/netty-transport.jar ]] || missing+=(libnetty-java)
 # A compiler without the C library's headers compiles nothing.
 [[ -e /usr/include/stdio.h ]] || missing+=(libc6-dev)
 if [[ ${#missing[@]} -eq 0 ]]; then

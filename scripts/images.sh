@@ -96,6 +96,7 @@ command -v docker >/dev/null || fail "needs docker: run make deps"
 docker version >/dev/null 2>&1 || fail "the Docker engine does not answer: start it first (service docker start)"
 
 if [[ "${1-}" == clean ]]; then
+	docker service ls -q --filter label=skep.test 2>/dev/null | xargs -r docker service rm >/dev/null
 	docker ps -aq --filter label=skep.test | xargs -r docker rm -f >/dev/null
 	docker network ls -q --filter label=skep.test | xargs -r docker network rm >/dev/null
 	docker volume ls -q --filter label=skep.test | xargs -r docker volume rm >/dev/null

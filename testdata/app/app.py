@@ -1,7 +1,8 @@
 """A small web application that knows nothing of skep.
 
 Every answer carries the process id, so that a test sees which worker gave it.
-IMPORT_DELAY (seconds) makes it slow to start, as large applications are.
+IMPORT_DELAY (seconds) makes it slow to start, as large applications are, and
+IMPORT_MB makes it hold so many MiB from then on.
 """
 
 import asyncio
@@ -50,3 +51,6 @@ async def leak(mb: int = 1):
     """Keep mb MiB more, every page of it written."""
     leaked.append(b"\x01" * (bounded(mb, 1024) << 20))
     return answer()
+
+
+leaked.append(b"\x01" * (int(os.environ.get("IMPORT_MB", "0")) << 20))

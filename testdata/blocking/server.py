@@ -1,5 +1,6 @@
 # A server with one thread that knows nothing of skep: a request for /block
-# blocks all of it, one for /spin loops for ever; others are told its pid.
+# blocks all of it, one for /spin loops for ever, one for /work computes for
+# 200 ms; others are told its pid.
 import faulthandler
 import os
 import select
@@ -21,5 +22,9 @@ while True:
             time.sleep(1000)
         while b"/spin" in request:
             pass
+        if b"/work" in request:
+            until = time.thread_time() + 0.2
+            while time.thread_time() < until:
+                pass
         body = b"%d\n" % os.getpid()
         connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
