@@ -2,9 +2,10 @@
 // writes docs/benchmarks.md with the raw data and the pictures. It installs
 // nothing: what is missing on the machine is named and its cells stay empty.
 //
-//	go run ./bench -skep build/skep              # everything, about three hours
+//	go run ./bench -skep build/skep              # everything, about an hour
 //	go run ./bench -skep build/skep -quick       # a few minutes
 //	go run ./bench -rows tail,crash -runs 3      # some rows; the others keep their figures
+//	go run ./bench -resume                       # what a run of today that was interrupted lacks
 //
 // It needs python3 with uvicorn and gunicorn (Debian: python3-uvicorn gunicorn),
 // and for all rows root, docker, nodejs, nginx, supervisor, tini, dumb-init,
@@ -46,12 +47,13 @@ func run() error {
 	names := flag.String("rows", "", "rows to measure, comma separated; all if empty")
 	subjects := flag.String("subjects", "", "subjects to measure, separated by semicolons; all if empty")
 	cases := flag.String("cases", "", "cases to measure, separated by semicolons; all if empty")
-	runs := flag.Int("runs", 5, "runs of every measurement")
+	runs := flag.Int("runs", 0, "runs of every measurement; each row's own number if 0")
 	quick := flag.Bool("quick", false, "short windows and one run: proves the harness, not the figures")
 	out := flag.String("out", "docs", "folder for benchmarks.md, benchmarks.json and img/")
 	nice := flag.Int("nice", 0, "scheduling priority of the subjects, as nice(2); below 0 for a machine that is busy with other things")
 	seed := flag.Uint64("seed", 1, "seed of the arrivals")
-	list := flag.Bool("list", false, "list the rows and what is missing here, and measure nothing")
+	resume := flag.Bool("resume", false, "leave out the rows that were measured today with this skep")
+	list := flag.Bool("list", false, "list the rows, how long they take and what is missing here, and measure nothing")
 	draw := flag.Bool("draw", false, "write page and pictures anew from the raw data, and measure nothing")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -59,7 +61,10 @@ func run() error {
 	}
 	given := map[string]bool{}
 	flag.Visit(func(f *flag.Flag) { given[f.Name] = true })
-	if *quick && !given["runs"] {
+	if *runs < 0 {
+		return fmt.Errorf("cannot measure %d times", *runs)
+	}
+	if *quick && *runs == 0 {
 		*runs = 1
 	}
 	if *quick && !given["out"] {
@@ -89,10 +94,12 @@ func run() error {
 	for _, m := range tools.Missing() {
 		fmt.Fprintf(os.Stderr, "bench: %s is not here: its cells stay empty\n", m)
 	}
+	if *resume {
+		chosen = remaining(chosen, results, tools.Versions()["skep"], today())
+	}
+	steps := plan(chosen, *runs, *quick, split(*cases, ";"), split(*subjects, ";"))
 	if *list {
-		for _, r := range chosen {
-			fmt.Printf("%-12s %s\n", r.Name, r.Title)
-		}
+		printSteps(os.Stdout, steps)
 		return nil
 	}
 
@@ -112,19 +119,23 @@ func run() error {
 	}
 	defer os.RemoveAll(work)
 	env := &rows.Env{Tools: tools, Quick: *quick, Seed: *seed}
-	if env.Hello, err = buildHello(ctx, work); err != nil {
-		fmt.Fprintf(os.Stderr, "bench: cannot build examples/hello: %v\n", err)
+	for pkg, path := range map[string]*string{"examples/hello": &env.Hello, "bench/empty": &env.Empty, "bench/orphans": &env.Orphans} {
+		if *path, err = buildGo(ctx, work, pkg); err != nil {
+			fmt.Fprintf(os.Stderr, "bench: %v\n", err)
+		}
 	}
 	results.Machine, results.Versions, results.Missing = machine(), tools.Versions(), tools.Missing()
-	for _, def := range chosen {
-		n := *runs
-		if def.Runs > 0 && !given["runs"] {
-			n = min(n, def.Runs)
-		}
-		row := measure(ctx, env, def, n, selection(def, *quick, split(*cases, ";"), split(*subjects, ";")))
-		row.Nice, row.Seed = *nice, *seed
+	progress := &clock{begin: time.Now(), steps: steps}
+	for i, st := range steps {
+		row := measure(ctx, env, st.def, st.runs, st.sel, func(run int) {
+			if *quick {
+				return // Seconds is about the full form
+			}
+			fmt.Fprintf(os.Stderr, "bench: %s, run %d of %d: %s\n", st.def.Name, run+1, st.runs, progress.at(i, run, time.Now()))
+		})
+		row.Nice, row.Seed, row.Skep = *nice, *seed, results.Versions["skep"]
 		if ctx.Err() != nil {
-			return fmt.Errorf("interrupted in row %s; what was complete is in %s", def.Name, *out)
+			return fmt.Errorf("interrupted in row %s; the rows before it are in %s, and -resume measures the others", st.def.Name, *out)
 		}
 		results.Put(row)
 		// After every row, so that an interrupted run keeps what it has.
@@ -187,34 +198,52 @@ func selection(def *rows.Row, quick bool, cases, subjects []string) report.Row {
 	return row
 }
 
-// measure takes all samples of a row. Subjects take turns within a run, and
-// each run begins with another one, so that a machine that changes over time
-// changes for all of them.
-func measure(ctx context.Context, e *rows.Env, def *rows.Row, runs int, sel report.Row) report.Row {
+// measure takes all samples of a row and calls begin before every run. Subjects
+// take turns within a run, and each run begins with another one, so that a machine
+// that changes over time changes for all of them. A measurement that fails is a
+// sample that says why, and the next one follows.
+func measure(ctx context.Context, e *rows.Env, def *rows.Row, runs int, sel report.Row, begin func(run int)) report.Row {
 	row := sel
-	row.Date, row.Quick, row.Load = time.Now().UTC().Format(time.DateOnly), e.Quick, loadAverage()
+	row.Date, row.Quick, row.Load = today(), e.Quick, loadAverage()
 	for i := range row.Cases {
 		for k := range row.Cases[i].Subjects {
 			row.Cases[i].Subjects[k].Runs = make([]rows.Sample, runs)
 		}
 	}
 	for run := range runs {
+		begin(run)
+		var jobs []rows.Job
+		var places []*rows.Sample
 		for i := range row.Cases {
 			c := &row.Cases[i]
 			for k := range c.Subjects {
 				s := &c.Subjects[(k+run)%len(c.Subjects)]
-				if ctx.Err() != nil {
-					return row
-				}
-				begin := time.Now()
-				sample := rows.Take(ctx, e, def, rows.Job{Case: c.Name, Subject: s.Name, Run: run})
-				s.Runs[run] = sample
-				fmt.Fprintf(os.Stderr, "%s %d/%d %s, %s: %s (%.1f s)\n", def.Name, run+1, runs, c.Name, s.Name, brief(def, sample), time.Since(begin).Seconds())
+				jobs = append(jobs, rows.Job{Case: c.Name, Subject: s.Name, Run: run})
+				places = append(places, &s.Runs[run])
 			}
+		}
+		start := time.Now()
+		keep := func(i int, s rows.Sample) {
+			*places[i] = s
+			fmt.Fprintf(os.Stderr, "%s %d/%d %s, %s: %s (%.1f s)\n", def.Name, run+1, runs, jobs[i].Case, jobs[i].Subject, brief(def, s), time.Since(start).Seconds())
+		}
+		if def.Together {
+			rows.TakeTogether(ctx, e, def, jobs, keep)
+			continue
+		}
+		for i, j := range jobs {
+			if ctx.Err() != nil {
+				return row
+			}
+			awaitRoom(ctx, tracked, time.Second)
+			start = time.Now()
+			keep(i, rows.Take(ctx, e, def, j))
 		}
 	}
 	return row
 }
+
+func today() string { return time.Now().UTC().Format(time.DateOnly) }
 
 func brief(def *rows.Row, s rows.Sample) string {
 	if s.Missing != "" {
@@ -230,12 +259,13 @@ func brief(def *rows.Row, s rows.Sample) string {
 	return strings.Join(out, ", ")
 }
 
-func buildHello(ctx context.Context, dir string) (string, error) {
-	path := filepath.Join(dir, "hello")
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", path, "skep/examples/hello")
+// buildGo builds one of this module's packages into dir.
+func buildGo(ctx context.Context, dir, pkg string) (string, error) {
+	path := filepath.Join(dir, filepath.Base(pkg))
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", path, "skep/"+pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("%w: %s", err, out)
+		return "", fmt.Errorf("cannot build %s: %w: %s", pkg, err, out)
 	}
 	return path, nil
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -20,7 +22,7 @@ import (
 // The harness in its shortest form on a real server: what is well is measured
 // as well, and a freeze and a kill are seen for what they are.
 func TestHarnessOnHello(t *testing.T) {
-	hello, err := buildHello(t.Context(), t.TempDir())
+	hello, err := buildGo(t.Context(), t.TempDir(), "examples/hello")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +112,7 @@ func TestOneRowToThePage(t *testing.T) {
 	}
 	e := &rows.Env{Tools: peers.FindTools("", ""), Quick: true, Seed: 1}
 	sel := selection(chosen[0], true, nil, []string{"bare exec", "skep"})
-	row := measure(t.Context(), e, chosen[0], 2, sel)
+	row := measure(t.Context(), e, chosen[0], 2, sel, func(int) {})
 	results := &report.Results{Machine: machine()}
 	results.Put(row)
 	out := t.TempDir()
@@ -129,6 +131,33 @@ func TestOneRowToThePage(t *testing.T) {
 	host, err := os.Hostname()
 	if err == nil && len(host) > 2 && strings.Contains(string(page), host) {
 		t.Error("the page names the machine")
+	}
+}
+
+// What fails is a note in the table, and the next measurement follows.
+func TestOneFailureIsNotTheEnd(t *testing.T) {
+	def := &rows.Row{Name: "x", Cases: []string{"a", "b"}, Subjects: []string{"p", "q"},
+		Measure: func(_ context.Context, _ *rows.Env, j rows.Job) (rows.Sample, error) {
+			if j.Case == "a" && j.Subject == "p" {
+				return rows.Sample{}, errors.New("cannot start it: no reason")
+			}
+			return rows.Sample{Values: rows.Values{"run": float64(j.Run)}}, nil
+		}}
+	for _, def.Together = range []bool{false, true} {
+		row := measure(t.Context(), &rows.Env{}, def, 3, selection(def, false, nil, nil), func(int) {})
+		for _, c := range row.Cases {
+			for _, s := range c.Subjects {
+				for run, sample := range s.Runs {
+					if c.Name == "a" && s.Name == "p" {
+						if sample.Missing != "failed: cannot start it: no reason" {
+							t.Errorf("the failure is %+v", sample)
+						}
+					} else if sample.Values["run"] != float64(run) {
+						t.Errorf("%s, %s, run %d: %+v", c.Name, s.Name, run, sample)
+					}
+				}
+			}
+		}
 	}
 }
 

@@ -71,9 +71,10 @@ func emptyImage(ctx context.Context, t *Tools) error {
 	return err
 }
 
-// StartContainer runs argv in a new container with a memory limit. In argv,
-// "{port}" becomes the port to serve on and "{skep}" the path of skep.
-func StartContainer(ctx context.Context, t *Tools, argv, env []string, limit int64) (*Container, error) {
+// StartContainer runs argv in a new container with a memory limit, and with more
+// flags of docker run if there are any. In argv, "{port}" becomes the port to serve
+// on and "{skep}" the path of skep.
+func StartContainer(ctx context.Context, t *Tools, argv, env []string, limit int64, flags ...string) (*Container, error) {
 	if err := t.Check("docker"); err != nil {
 		return nil, err
 	}
@@ -103,7 +104,7 @@ func StartContainer(ctx context.Context, t *Tools, argv, env []string, limit int
 	for _, e := range env {
 		args = append(args, "--env", e)
 	}
-	args = append(args, image)
+	args = append(append(args, flags...), image)
 	for _, a := range argv {
 		args = append(args, strings.NewReplacer("{port}", strconv.Itoa(port), "{skep}", "/skep").Replace(a))
 	}

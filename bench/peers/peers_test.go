@@ -46,6 +46,58 @@ func TestTreeIsFoundAndEnded(t *testing.T) {
 	}
 }
 
+// Rows may start subjects side by side. What one of them ends must never be
+// another one, not even while that is being started.
+func TestStartsSideBySideLeaveEachOtherAlone(t *testing.T) {
+	stay, stop := make(chan *peers.Process), make(chan struct{})
+	go func() {
+		defer close(stay)
+		for range 150 {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			p, err := peers.Launch(t.TempDir(), []string{"/bin/sleep", "300"}, nil, nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			stay <- p
+		}
+	}()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for range 15 {
+			p, err := peers.Launch(t.TempDir(), []string{"/bin/sleep", "300"}, nil, nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			p.End()
+		}
+	}()
+	var all []*peers.Process
+	for open := true; open; {
+		select {
+		case p, ok := <-stay:
+			if open = ok; ok {
+				all = append(all, p)
+			}
+		case <-ended:
+			close(stop)
+			ended = nil
+		}
+	}
+	for _, p := range all {
+		if !peers.Alive(p.PID) {
+			t.Errorf("process %d was ended with another one", p.PID)
+		}
+		p.End()
+	}
+}
+
 func TestWaitForNamesTheEnd(t *testing.T) {
 	dir := t.TempDir()
 	p, err := peers.Launch(dir, []string{"/bin/sh", "-c", "echo skep: unknown flag --frobnicate >&2; exit 125"}, nil, nil)

@@ -34,7 +34,8 @@ type Process struct {
 var Nice int
 
 // running has every Process that has not been ended, so that the sweep of one
-// leaves the others alone.
+// leaves the others alone. Who holds it sees no Process that has been started
+// and is not yet in the list: rows may start several at once.
 var running struct {
 	sync.Mutex
 	list []*Process
@@ -70,6 +71,8 @@ func Launch(dir string, argv, extra []string, attr *syscall.SysProcAttr) (*Proce
 		"BENCH_SPAWN_LOG=" + filepath.Join(dir, "spawns"),
 	}, extra...)
 	p := &Process{Dir: dir, Started: time.Now(), cmd: cmd, done: make(chan struct{})}
+	running.Lock()
+	defer running.Unlock()
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("cannot start %s: %w", filepath.Base(argv[0]), err)
 	}
@@ -82,9 +85,7 @@ func Launch(dir string, argv, extra []string, attr *syscall.SysProcAttr) (*Proce
 			return nil, fmt.Errorf("cannot set the priority to %d: %w", Nice, err)
 		}
 	}
-	running.Lock()
 	running.list = append(running.list, p)
-	running.Unlock()
 	go func() {
 		p.err = cmd.Wait()
 		p.ended = time.Now()
@@ -176,13 +177,13 @@ func (p *Process) Tree() []int {
 // running Process: orphans have been adopted, so nothing is missing.
 func (p *Process) rest() []Stat {
 	running.Lock()
+	defer running.Unlock()
 	others := map[int]bool{}
 	for _, q := range running.list {
 		if q != p {
 			others[q.PID] = true
 		}
 	}
-	running.Unlock()
 	var out []Stat
 	for _, st := range Descendants(os.Getpid()) {
 		if others[st.PID] || others[st.Parent] {

@@ -40,7 +40,8 @@ type Results struct {
 // Row has the samples of one row.
 type Row struct {
 	Name  string  `json:"name"`
-	Date  string  `json:"date"` // of the last run, as 2006-01-02
+	Date  string  `json:"date"`           // of the last run, as 2006-01-02
+	Skep  string  `json:"skep,omitempty"` // its version in this row
 	Quick bool    `json:"quick,omitempty"`
 	Load  float64 `json:"load"`           // load average of the machine just before
 	Seed  uint64  `json:"seed"`           // of the first run's arrivals
@@ -73,11 +74,16 @@ func Read(path string) (*Results, error) {
 	if err := json.Unmarshal(b, r); err != nil {
 		return nil, fmt.Errorf("cannot read earlier results: %w", err)
 	}
+	for i := range r.Rows {
+		if r.Rows[i].Skep == "" { // one version was for all rows once
+			r.Rows[i].Skep = r.Versions["skep"]
+		}
+	}
 	return r, nil
 }
 
 // Put replaces the row of the same name or adds it. Rows that were not
-// measured this time keep their results, with their own date.
+// measured this time keep their results, with their own date and skep.
 func (r *Results) Put(row Row) {
 	for i := range r.Rows {
 		if r.Rows[i].Name == row.Name {
@@ -173,18 +179,24 @@ func (s *Subject) values(metric string) []float64 {
 }
 
 // ratio is the median, over the runs, of the subject's value to the base's in
-// the same run: both met the same arrivals.
+// the same run: both met the same arrivals. Where the base had nothing in some run
+// there is no such median, and it is the ratio of what all runs had together.
 func ratio(s, base *Subject, metric string) float64 {
 	if s == nil || base == nil {
 		return math.NaN()
 	}
 	var out []float64
+	sumA, sumB, nothing := 0.0, 0.0, false
 	for i := range min(len(s.Runs), len(base.Runs)) {
 		a, okA := s.Runs[i].Values[metric]
 		b, okB := base.Runs[i].Values[metric]
 		if okA && okB {
 			out = append(out, stats.Ratio(a, b))
+			sumA, sumB, nothing = sumA+a, sumB+b, nothing || b == 0
 		}
+	}
+	if nothing && sumB > 0 {
+		return stats.Ratio(sumA, sumB)
 	}
 	return stats.Quantile(out, 0.5)
 }
@@ -376,7 +388,7 @@ func (r *Results) Markdown() []byte {
 	p("# Benchmarks\n\n")
 	p("<!-- Written by `make bench`; edit the rows in bench/rows instead. -->\n\n")
 	p("Every table compares skep with what people use in its place, in the same runs on the same machine: ")
-	p("the subjects take turns within a run, in a different order each time, and all of them meet the same arrivals. ")
+	p("the subjects take turns within a run, in a different order each time, and all of them meet the same arrivals; where nothing happens they sit side by side. ")
 	p("A cell is the median of the runs, with the lower and upper quartile in brackets; the last column is the median of the ratios run by run. ")
 	p("Latency counts from the moment a request was due, whether or not the generator or the server was ready for it. ")
 	p("The load generator runs on the same machine as the servers. ")
@@ -385,7 +397,9 @@ func (r *Results) Markdown() []byte {
 	p("Machine: %s, %d cores, %.0f GB of memory, Linux %s.\n\n", r.Machine.CPU, r.Machine.Cores, float64(r.Machine.MemoryMB)/1024, r.Machine.Kernel)
 	names := make([]string, 0, len(r.Versions))
 	for n := range r.Versions {
-		names = append(names, n)
+		if n != "skep" { // each row says with which it was measured
+			names = append(names, n)
+		}
 	}
 	slices.Sort(names)
 	p("Versions:")
@@ -405,8 +419,11 @@ func (r *Results) Markdown() []byte {
 		p("- **%s**: %s\n", s.Name, s.What)
 	}
 	p("\n</details>\n\n")
-	if losses := r.Losses(); len(losses) > 0 {
-		p("## Where skep is not first\n\n")
+	p("## Where skep is not first\n\n")
+	losses := r.Losses()
+	if len(losses) == 0 {
+		p("In nothing that was measured.\n\n")
+	} else {
 		p("| row | case | measured | skep | best | |\n|---|---|---|---|---|---|\n")
 		for _, l := range losses {
 			def := find(l.Row)
@@ -445,7 +462,7 @@ func (r *Results) Markdown() []byte {
 		if row.Quick {
 			form = "quick"
 		}
-		p("Measured %s, %s form, load of the machine before it %.1f", row.Date, form, row.Load)
+		p("Measured %s with skep %s, %s form, load of the machine before it %.1f", row.Date, row.Skep, form, row.Load)
 		if row.Nice != 0 {
 			p(", everything at priority %d because the machine had other work", row.Nice)
 		}

@@ -33,13 +33,13 @@ func sample() *report.Results {
 		Machine: report.Machine{CPU: "a CPU", Cores: 2, MemoryMB: 4096, Kernel: "6.18"}, Versions: map[string]string{"skep": "1.0", "tini": "0.19.0"},
 		Missing: []string{"nginx"},
 		Rows: []report.Row{
-			{Name: "tail", Date: "2026-01-02", Load: 0.5, Cases: []report.Case{{Name: "300/s", Subjects: []report.Subject{
+			{Name: "tail", Date: "2026-01-02", Skep: "1.0", Load: 0.5, Cases: []report.Case{{Name: "300/s", Subjects: []report.Subject{
 				{Name: "ideal queue", Runs: runs("over", 2, 2, 2)},
 				{Name: "skep", Runs: skep},
 				{Name: "gunicorn + uvicorn", Runs: runs("over", 1, 1.1, 1.2)},
 				{Name: "node cluster", Runs: []rows.Sample{{Missing: "node is not installed here"}, {Missing: "a | b\nc"}}},
 			}}}},
-			{Name: "hung", Date: "2026-01-02", Cases: []report.Case{{Name: "5 s", Subjects: []report.Subject{
+			{Name: "hung", Date: "2026-01-02", Skep: "1.1", Cases: []report.Case{{Name: "5 s", Subjects: []report.Subject{
 				{Name: "skep", Runs: []rows.Sample{{Values: rows.Values{"replaced": 5.2, "slow": 0}}, {Missing: "failed: odd"}}},
 				{Name: "uvicorn --workers", Runs: []rows.Sample{{Values: rows.Values{"replaced": math.Inf(1), "slow": 0}}}},
 			}}}},
@@ -57,6 +57,8 @@ func TestPageShowsWinsAndLosses(t *testing.T) {
 		"## Where skep is not first",                    //
 		"gunicorn + uvicorn: 1.10",                      // who is
 		"tini 0.19.0",                                   //
+		"Measured 2026-01-02 with skep 1.0, full",       // each row says with which
+		"Measured 2026-01-02 with skep 1.1, full",       //
 		"1 of 2 runs gave no figure (failed: odd)",      //
 		"empty: nginx.",                                 //
 		"img/tail-300-s-curve.svg",                      //
@@ -116,6 +118,10 @@ func TestLossesLeaveOutReferences(t *testing.T) {
 	c.Subjects = append(c.Subjects[:2:2], c.Subjects[3:]...)
 	if losses := r.Losses(); len(losses) != 0 {
 		t.Errorf("%+v", losses)
+	}
+	// The section stays where it is, so that nobody has to wonder.
+	if page := string(r.Markdown()); !strings.Contains(page, "## Where skep is not first\n\nIn nothing that was measured.") {
+		t.Errorf("the page does not say that there is no loss:\n%s", page)
 	}
 }
 

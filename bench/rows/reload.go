@@ -17,6 +17,7 @@ import (
 const (
 	goodVersion = "good new version"
 	badVersion  = "new version that cannot be imported"
+	manyTimes   = "20 reloads of two workers, one after another"
 )
 
 func init() {
@@ -28,9 +29,11 @@ new workers and tells the old ones to go at once, so that for the length of the 
 wait in the shared queue. skep starts each new worker beside the old one with a socket of its own, and moves the
 traffic when it has listened; that takes longer in all, and nobody sees it. In the second case the new version
 fails at import: gunicorn ends altogether when its new workers cannot boot, while skep gives up the reload and keeps
-what works. The others have no reload by signal: HUP ends them.`,
-		Cases:    []string{goodVersion, badVersion},
-		Subjects: []string{"skep", "skep hash", "gunicorn + uvicorn", "gunicorn sync", "uvicorn --workers", "node cluster"},
+what works. The others have no reload by signal: HUP ends them. One reload proves little about one lost connection: in the
+third case each reload begins when the one before it is over, at least 5 s later, with two workers so that twenty of them take minutes.
+Its baseline is the minute before the first.`,
+		Cases:    []string{goodVersion, badVersion, manyTimes},
+		Subjects: []string{"skep", "gunicorn + uvicorn", "uvicorn --workers", "node cluster"},
 		Base:     "skep",
 		Ratio:    "worst",
 		Judged:   []string{"failed", "done"},
@@ -45,13 +48,20 @@ what works. The others have no reload by signal: HUP ends them.`,
 			{Case: goodVersion, Subject: "skep", Metric: "failed", AtMost: true, Bound: 0},
 			{Case: goodVersion, Subject: "skep", Metric: "above", AtMost: true, Bound: 15},
 			{Case: badVersion, Subject: "skep", Metric: "failed", AtMost: true, Bound: 0},
+			{Case: manyTimes, Subject: "skep", Metric: "failed", AtMost: true, Bound: 0},
+			{Case: manyTimes, Subject: "skep", Metric: "above", AtMost: true, Bound: 15},
 		},
+		Runs: 1, Seconds: 600,
+		Limit:   6 * time.Minute,
 		Plots:   []Plot{{Kind: "strips", Title: "Failed and slow (> 100 ms) requests around the reload", Of: []string{"failed", "slow"}, Unit: "requests per 200 ms"}},
 		Measure: reload,
 	})
 }
 
 func reload(ctx context.Context, e *Env, j Job) (Sample, error) {
+	if j.Case == manyTimes {
+		return reloads(ctx, e, j)
+	}
 	const lead, workers = 3 * time.Second, 4
 	slow := pick(e, "3", "1")
 	after := pick(e, 22*time.Second, 9*time.Second)

@@ -56,9 +56,13 @@ type Row struct {
 	Goals  []Goal
 	// Quick has the cases of the quick form; the first one if empty.
 	Quick []string
-	// Runs is the most runs that make sense, for rows that count what hardly
-	// varies and take long; no bound if 0.
-	Runs int
+	// Runs is how often the full form measures the row, and Seconds about how
+	// long one run of it takes on two slow cores: all rows together are to fit
+	// into an hour of a machine that has nothing else to do.
+	Runs, Seconds int
+	// Together says that all subjects in all cases are measured at once, for a row
+	// in which they take nothing from each other; see Job.meet.
+	Together bool
 	// Limit bounds one measurement; 3 minutes if zero.
 	Limit time.Duration
 	// Plots says what is drawn for each case.
@@ -77,10 +81,12 @@ type Plot struct {
 
 // Env is what measurements share.
 type Env struct {
-	Tools *peers.Tools
-	Hello string // path of the built examples/hello, "" if there is none
-	Quick bool   // shorter windows, for CI
-	Seed  uint64
+	Tools   *peers.Tools
+	Hello   string // path of the built examples/hello, "" if there is none
+	Empty   string // the same of bench/empty
+	Orphans string // and of bench/orphans
+	Quick   bool   // shorter windows, for CI
+	Seed    uint64
 
 	base map[string]time.Duration
 }
@@ -97,6 +103,8 @@ func pick[T any](e *Env, full, quick T) T {
 type Job struct {
 	Case, Subject string
 	Run           int
+
+	together *barrier // of those that are measured at the same time, or nil
 }
 
 // seed is the same for every subject of a run, and differs between runs and
@@ -312,10 +320,22 @@ func over(rs []load.Record, origin, from, to, step time.Duration, keep func(load
 // firstNew returns when, after origin, a process answered that is not among
 // old; +Inf if none did.
 func firstNew(rs []load.Record, old []int, origin time.Duration) float64 {
+	return firstOfNew(rs, old, origin, load.Record.End)
+}
+
+// firstFor returns when, after origin, the first connection came that a process
+// answered, and not slowly, that is not among old; +Inf if none did. One that has
+// waited in the queue of a dead process for the next one says nothing.
+func firstFor(rs []load.Record, old []int, origin time.Duration, slow func(load.Record) bool) float64 {
+	quick := slices.DeleteFunc(slices.Clone(rs), slow)
+	return firstOfNew(quick, old, origin, func(r load.Record) time.Duration { return r.Start })
+}
+
+func firstOfNew(rs []load.Record, old []int, origin time.Duration, when func(load.Record) time.Duration) float64 {
 	first := math.Inf(1)
 	for _, r := range rs {
-		if r.OK() && r.PID != 0 && !slices.Contains(old, r.PID) && r.End() > origin {
-			first = min(first, (r.End() - origin).Seconds())
+		if r.OK() && r.PID != 0 && !slices.Contains(old, r.PID) && when(r) > origin {
+			first = min(first, (when(r) - origin).Seconds())
 		}
 	}
 	return first

@@ -89,6 +89,14 @@ func TestReplacementIsSeen(t *testing.T) {
 	if got := firstNew(records, []int{1, 2, 3, 4}, at(100)); !math.IsInf(got, 1) {
 		t.Errorf("without a new process: %v", got)
 	}
+	records = append(records, answer(105, 500, 3)) // was in the queue of a dead one
+	queued := func(r load.Record) bool { return r.Latency > at(100) }
+	if got := firstFor(records, []int{1, 2}, at(100), queued); math.Abs(got-0.050) > 1e-9 {
+		t.Errorf("first connection for a new process after %v s, want 0.05", got)
+	}
+	if got := firstFor(records, []int{1, 2, 3, 4}, at(100), queued); !math.IsInf(got, 1) {
+		t.Errorf("without a new process: %v", got)
+	}
 	if got := replaced(records, at(50), 2); math.Abs(got-0.251) > 1e-9 {
 		t.Errorf("all new after %v s, want 0.251", got)
 	}
@@ -105,6 +113,38 @@ func TestReplacementIsSeen(t *testing.T) {
 	s := over(records, at(100), -at(100), at(200), at(100), failed)
 	if !slices.Equal(s.V, []float64{0, 1, 0}) {
 		t.Errorf("failures over time %v", s.V)
+	}
+}
+
+func TestManyReloadsAreOneSample(t *testing.T) {
+	records := []load.Record{
+		answer(100, 4, 1),                      // the baseline
+		answer(1100, 9, 1), answer(1200, 1, 2), // after the first signal, at 1000
+		failure(2100, 5, load.ErrReset), answer(2300, 150, 3), // after the second, at 2000
+		failure(3000, 0, load.ErrTimeout), answer(3500, 7000, 3), // after the end: cut off
+	}
+	s := reloadsSample(records, []time.Duration{at(1000), at(2000), at(3000)}, 1)
+	if s.Values["failed"] != 1 || s.Values["worst"] != 150 || s.Values["above"] != 146 {
+		t.Errorf("%v", s.Values)
+	}
+	// Process 2 is new 201 ms after the first signal, 3 is 450 ms after the second.
+	if got := s.Values["done"]; math.Abs(got-0.450) > 1e-9 {
+		t.Errorf("the slowest took %v s, want 0.45", got)
+	}
+	// Both 100 to 300 ms after their signals: bins 5 and 6 from a second before on.
+	if f, slow := s.Series["failed"].V, s.Series["slow"].V; f[5] != 1 || slow[6] != 1 {
+		t.Errorf("failed %v, slow %v", f, slow)
+	}
+}
+
+func TestFirstStartsAreNoLoop(t *testing.T) {
+	for _, tc := range []struct {
+		n, first int
+		want     float64
+	}{{4, 4, 4}, {3, 4, 3}, {14, 4, 64}, {5, 0, 30}} {
+		if got := perMinute(tc.n, tc.first, 10*time.Second); got != tc.want {
+			t.Errorf("%d starts in 10 s, %d of them the first: %v a minute, want %v", tc.n, tc.first, got, tc.want)
+		}
 	}
 }
 

@@ -32,8 +32,10 @@ def boot():
     # Random enough that same-page merging and zero pages do not make it free,
     # unless the benchmark is about merging.
     if os.environ.get("BENCH_BALLAST_SAME"):
-        page = bytes(range(256)) * 16
-        return [bytearray(page * 256) for _ in range(megabytes)]
+        # The same in every worker, but no page like another one in the same.
+        import random
+        table = random.Random(1)
+        return [bytearray(table.randbytes(1 << 20)) for _ in range(megabytes)]
     return [bytearray(os.urandom(1 << 20)) for _ in range(megabytes)]
 
 
