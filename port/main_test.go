@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -187,6 +188,9 @@ func (o *output) String() string {
 	return o.text.String()
 }
 
+// outputs is how many workers' outputs are open.
+var outputs atomic.Int32
+
 // says waits until the worker has written text.
 func (w *worker) says(text string) {
 	w.t.Helper()
@@ -253,9 +257,11 @@ func (h *hive) spawn(slot int, argv []string, change ...func(*launch.Command)) *
 		h.notify = nil
 	}
 	worker := &worker{t: h.t, pid: pid, out: &output{changed: make(chan struct{})}, done: make(chan struct{})}
+	outputs.Add(1)
 	go func() {
 		_, _ = io.Copy(worker.out, r)
 		_ = r.Close()
+		outputs.Add(-1)
 	}()
 	worker.wait = sync.OnceValue(func() (status syscall.WaitStatus) {
 		_ = sys.RetryEINTR(func() error {
