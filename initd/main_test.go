@@ -40,7 +40,7 @@ var roles = map[string]func(args []string){
 	"role:as":       runAs,
 	"role:refuse":   runRefused,
 	"role:listened": runListened,
-	"role:idle":     func([]string) { fmt.Println("up"); untilTerm() },
+	"role:idle":     func([]string) { up() },
 	"role:listen":   runListen,
 	"role:serve":    runServe,
 	"role:beside":   runBeside,
@@ -171,8 +171,7 @@ func runListen([]string) {
 		fatal(err)
 	}
 	defer l.Close()
-	fmt.Println("up")
-	untilTerm()
+	up()
 }
 
 // answer tells everyone who connects a text, until TERM.
@@ -187,16 +186,26 @@ func answer(l net.Listener, text string) {
 	}
 }
 
-func untilTerm() {
+// exitOnTerm makes TERM end this process with 0, from its return on.
+func exitOnTerm() {
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, unix.SIGTERM)
-	<-stop
-	os.Exit(0)
+	go func() {
+		<-stop
+		os.Exit(0)
+	}()
+}
+
+// up says that this process has begun, and waits for TERM.
+func up() {
+	exitOnTerm()
+	fmt.Println("up")
+	select {}
 }
 
 // runServe binds the address and answers with its pid.
 func runServe(args []string) {
-	go untilTerm()
+	exitOnTerm()
 	l, err := net.Listen("tcp", args[0])
 	if err != nil {
 		fatal(err)
@@ -208,7 +217,7 @@ func runServe(args []string) {
 // runClosing serves as runServe does until USR2, when it closes its listener and
 // lives on.
 func runClosing(args []string) {
-	go untilTerm()
+	exitOnTerm()
 	closing := make(chan os.Signal, 1)
 	signal.Notify(closing, unix.SIGUSR2)
 	l, err := net.Listen("tcp", args[0])
@@ -252,7 +261,7 @@ func runBeside(args []string) {
 // runPassed serves what it is passed, by the rules of sd_listen_fds(3), and
 // answers with its slot, the listener's name and its number as the arguments say.
 func runPassed(args []string) {
-	go untilTerm()
+	exitOnTerm()
 	if os.Getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) {
 		fatal(fmt.Errorf("LISTEN_PID is %s, this is %d", os.Getenv("LISTEN_PID"), os.Getpid()))
 	}
