@@ -8,26 +8,34 @@ import (
 )
 
 // fork makes the new process. The parent is suspended until the child has executed the
-// command or ended (vfork(2)), with a copy of the address space for the child. Signals
-// are blocked on this thread meanwhile, so that none runs a handler in the child.
+// command or ended (vfork(2)), and the child has the same memory until then, as that of
+// syscall.ForkExec has: no tables are copied, and no page faults follow in either. Only
+// for a change of user it gets a copy, because one in shared memory makes the
+// parent undumpable (commit_creds of kernel/cred.c). Signals are blocked on this thread meanwhile,
+// so that none runs a handler in the child.
 //
 //go:norace
 //go:noinline
 func (p *plan) fork() (pid uintptr, errno syscall.Errno) {
+	flags := unix.CLONE_VFORK | uintptr(unix.SIGCHLD)
+	if shares && p.user == nil {
+		flags |= unix.CLONE_VM
+	}
 	every, old := ^uint64(0), uint64(0)
 	_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&every)), uintptr(unsafe.Pointer(&old)), sigsetBytes, 0, 0)
-	pid, _, errno = unix.RawSyscall6(unix.SYS_CLONE, unix.CLONE_VFORK|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
-	if pid == 0 && errno == 0 {
+	pid, failed := clone(flags)
+	if pid == 0 && failed == 0 {
 		p.child()
 	}
 	_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&old)), 0, sigsetBytes, 0, 0)
-	return pid, errno
+	return pid, syscall.Errno(failed)
 }
 
 const sigsetBytes = 8
 
 // child is the new process. It has one thread and the runtime's state of the moment of the
-// fork, locks and all: nothing here may allocate, grow the stack, or call into the runtime.
+// fork, locks and all, or even the parent's memory itself: nothing here may allocate, grow the
+// stack, or call into the runtime.
 //
 // The order matters: rights that only root has come first, then the user, then the filter, and
 // the signals at the very end. It does not return.

@@ -180,8 +180,7 @@ type rights struct {
 //
 // It is syscall.ForkExec with more between fork and exec, all of it raw system calls in the
 // new process: a program in between, even a small one, costs a start of its own. Unlike that
-// one it copies the address space, a hundred microseconds for skep, so that changes of user do not
-// make skep itself undumpable; and it empties the signal mask, which is full in all of skep.
+// one it empties the signal mask, which is full in all of skep.
 func Start(c *Command) (p Process, err error) {
 	p.Listener = -1
 	fail := func(err error) (Process, error) {

@@ -7,9 +7,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"unsafe"
@@ -151,6 +153,70 @@ func TestCommandsThatCannotStart(t *testing.T) {
 	}
 	if _, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); !errors.Is(err, unix.ECHILD) {
 		t.Errorf("a start that failed left a child: %v", err)
+	}
+}
+
+// TestMemoryIsTheParents starts processes that share the memory until they execute, and ones
+// that fail there, while other threads allocate and collect: what the child does to the
+// stack and to the plan must not be seen.
+func TestMemoryIsTheParents(t *testing.T) {
+	stop := make(chan struct{})
+	var others sync.WaitGroup
+	for range 2 {
+		others.Go(func() {
+			for n := 1; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if garbage := make([]byte, n%100000); n%50 == 0 {
+					runtime.GC()
+				} else if len(garbage) > 0 {
+					garbage[0] = 1
+				}
+			}
+		})
+	}
+	defer others.Wait()
+	defer close(stop)
+	const rounds = 150
+	var deep func(depth int, c *Command) (Process, error)
+	deep = func(depth int, c *Command) (p Process, err error) { // from stacks of many sizes
+		var pad [64]int
+		for i := range pad {
+			pad[i] = depth + i
+		}
+		if depth > 0 {
+			p, err = deep(depth-1, c)
+		} else {
+			p, err = Start(c)
+		}
+		for i := range pad {
+			if pad[i] != depth+i {
+				t.Errorf("the stack was written to %d calls above the start", depth)
+				break
+			}
+		}
+		return p, err
+	}
+	for i := range rounds {
+		c := &Command{Path: "/bin/true", Argv: []string{"true"}, Env: slices.Clone(plain), Files: []uintptr{0, 1, 2}, Terminal: -1, OwnPID: []string{"LISTEN_PID"}}
+		switch i % 3 {
+		case 1:
+			c.Path = "/no/such/program"
+		case 2:
+			c.Dir = "/no/such/folder"
+		}
+		p, err := deep(i%40, c)
+		if (err == nil) != (i%3 == 0) || !slices.Equal(c.Env, plain) || !slices.Equal(c.Files, []uintptr{0, 1, 2}) {
+			t.Fatalf("round %d: %v, environment %q, files %v", i, err, c.Env, c.Files)
+		}
+		if err == nil {
+			if ended, err := unix.Wait4(p.PID, nil, 0, nil); p.PID <= 1 || ended != p.PID {
+				t.Fatalf("round %d: pid %d; %d ended: %v", i, p.PID, ended, err)
+			}
+		}
 	}
 }
 
@@ -456,8 +522,19 @@ func TestUserThatOneMayNotBecome(t *testing.T) {
 func TestOOMScoreAdj(t *testing.T) {
 	adj := 321
 	ask := func(c *Command) { c.OOMScoreAdj = &adj }
+	own := func() string {
+		text, err := os.ReadFile("/proc/self/oom_score_adj")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	before := own()
 	if r := ends(t, []string{"cat", "/proc/self/oom_score_adj"}, plain, ask); r.out != "321\n" || r.NoOOMScore != nil {
 		t.Errorf("%+v", r)
+	}
+	if after := own(); after != before {
+		t.Errorf("a child that changes its score made its parent's %q, was %q", after, before)
 	}
 	adj = 5000
 	if r := ends(t, []string{"echo", "runs"}, plain, ask); r.out != "runs\n" || !errors.Is(r.NoOOMScore, unix.EINVAL) {
