@@ -46,12 +46,13 @@ type follower struct {
 	weighed    time.Time // when all workers were measured last
 	code       uint64    // pages of files that the workers share, when the number was computed last
 	limitsRead time.Time
-	wantLimits bool   // a limit file has changed
-	wantSizes  bool   // the guard asks what each worker holds
-	replan     string // why the number has to be computed again; the sizes are needed for it
-	settled    int    // how many workers have been learned from
-	full       bool   // there was no room for one more worker
-	fullAt     int    // the number of workers for which that was said
+	unwatch    context.CancelFunc // nil while limits are not watched
+	wantLimits bool               // a limit file has changed
+	wantSizes  bool               // the guard asks what each worker holds
+	replan     string             // why the number has to be computed again; the sizes are needed for it
+	settled    int                // how many workers have been learned from
+	full       bool               // there was no room for one more worker
+	fullAt     int                // the number of workers for which that was said
 
 	ooms     uint64    // kills for memory that were counted
 	kills    int       // of those, ones that no exit was found for yet
@@ -89,11 +90,24 @@ type look struct {
 	all    bool                // sizes has every worker
 }
 
-// watch follows the limits and the kills while skep runs, by inotify(7).
-func (s *sizer) watch(ctx context.Context) {
-	if s.l.o.Boring || s.l.o.Prestart.Only {
-		return
+// watch follows the limits and the kills by inotify(7), as long as they matter. Letting
+// go of an inotify descriptor takes the kernel up to 20 ms (fsnotify_destroy_group of
+// fs/notify/group.c waits for readers of its lists): a command that is no server does
+// not pay for that, and a server does while its workers stop.
+func (s *sizer) watch() {
+	switch follows := s.follows(); {
+	case follows && s.unwatch == nil:
+		var ctx context.Context
+		ctx, s.unwatch = context.WithCancel(s.l.ctx)
+		s.wantLimits = true // they may have changed since they were read
+		s.watchFiles(ctx)
+	case !follows && s.unwatch != nil:
+		s.unwatch()
+		s.unwatch = nil
 	}
+}
+
+func (s *sizer) watchFiles(ctx context.Context) {
 	files := cgroup.LimitFiles(s.root, s.paths)
 	if s.paths.Memory.Version == 2 {
 		if _, events, ok := cgroup.Events(s.root, s.paths); ok {

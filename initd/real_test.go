@@ -19,6 +19,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"skep/cgroup"
+	"skep/initd"
 	"skep/internal/testneed"
 	"skep/proc"
 	"skep/reaper"
@@ -770,6 +772,51 @@ func TestOneProcessIsAllItWants(t *testing.T) {
 			}
 		})
 	}
+}
+
+// until waits until something holds.
+func (s *skep) until(what string, holds func() bool) {
+	s.Helper()
+	for deadline := time.Now().Add(patience); !holds(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			s.Fatalf("not in %v: %s", patience, what)
+		}
+	}
+}
+
+// inotify tells whether a skep has a descriptor of inotify(7).
+func (s *skep) inotify() bool {
+	s.Helper()
+	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", s.cmd.Process.Pid))
+	if err != nil {
+		s.Fatal(err)
+	}
+	return slices.ContainsFunc(links, func(link string) bool {
+		what, err := os.Readlink(link)
+		return err == nil && what == "anon_inode:inotify"
+	})
+}
+
+// Limits are watched as long as there are workers to size: letting go of the watch is
+// what would make the end of a short command, and of a server, late.
+func TestLimitsAreWatchedWhileServing(t *testing.T) {
+	t.Parallel()
+	if _, paths := initd.Limits(); len(cgroup.LimitFiles(os.DirFS("/"), paths)) == 0 || paths.Memory.Version == 0 {
+		testneed.Skip(t, "no cgroup here counts memory")
+	}
+	lone := start(t, []string{"stop-timeout=5s"}, sh("trap 'exit 7' TERM; echo up $$; while :; do sleep 0.05; done"))
+	lone.pids(1)
+	if lone.inotify() {
+		t.Error("the limits of a command that has not listened are watched")
+	}
+	lone.signal(unix.SIGTERM)
+	lone.ended(7)
+
+	server := start(t, quick(2, "stop-timeout=20s"), sh("trap : TERM; echo up $$; while :; do sleep 0.05; done"))
+	server.pids(2)
+	server.until("the limits are watched", server.inotify)
+	server.signal(unix.SIGTERM)
+	server.until("they are not while the workers stop", func() bool { return !server.inotify() })
 }
 
 // What a step hands over reaches the workers, and what belongs to skep's own

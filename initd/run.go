@@ -274,7 +274,6 @@ func (l *loop) begin() {
 	if l.notify != nil {
 		l.hear()
 	}
-	l.size.watch(l.ctx)
 	l.reap() // an orphan may have ended before SIGCHLD was caught
 	for _, line := range append(l.o.Warnings, l.early...) {
 		l.log.Log(logger.Warn, line)
@@ -360,6 +359,7 @@ func (l *loop) settle() {
 		l.step(supervise.Childless{})
 	}
 	l.endProbes()
+	l.size.watch()
 	l.size.observe(time.Now())
 	l.steer.update()
 }
