@@ -436,14 +436,18 @@ func TestPulseIsTakenSeldom(t *testing.T) {
 	}
 }
 
-func TestThreadFlags(t *testing.T) {
-	const tail = " R 7 8 9 0 -1 4195328 1 2 3\n"
-	if flags, ok := threadFlags([]byte("42 (a (b) c) x)" + tail)); flags != 0x400400 || !ok {
+func TestStatField(t *testing.T) {
+	const tail = " R 7 8 9 0 -1 4195328 1 2 3 4 5 6 7 8 20 -5 12 0 33\n"
+	line := []byte("42 (a (b) c) x)" + tail)
+	if flags, ok := statField(line, statFlags); flags != 0x400400 || !ok {
 		t.Errorf("flags %#x, %v", flags, ok)
+	}
+	if threads, ok := statField(line, statThreads); threads != 12 || !ok {
+		t.Errorf("%d threads, %v", threads, ok)
 	}
 	for _, bad := range []string{"", "42", "42 (x)", "42 (x) R 7 8 9 0 -1", "42 (x) R 7 8 9 0 -1 ", "42 (x) R 7 8 9 0 -1 5", "42 (x) R 7 8 9 0 -1 x 1", "42 (x) R 7 8 9 0 -1 99999999999999 1",
 		"42 (1 2 3 4 5 6 7 8 9"} {
-		if flags, ok := threadFlags([]byte(bad)); ok {
+		if flags, ok := statField([]byte(bad), statFlags); ok {
 			t.Errorf("%q has flags %#x", bad, flags)
 		}
 	}
@@ -808,17 +812,17 @@ func TestIdentityIsAssumed(t *testing.T) {
 }
 
 // TestKeepAliveIsBalanced opens 64 connections that stay, over a second and at once. What comes at once is over before anybody can look, so that chance has its
-// part in it; the median of some bursts is what is promised.
+// part in it; the benchmark has the median.
 func TestKeepAliveIsBalanced(t *testing.T) {
 	testneed.Linux(t, 6, 2)
 	for _, c := range []struct {
 		name  string
 		gap   time.Duration
 		runs  int
-		limit float64
+		limit float64 // of three in four
 	}{
 		{"over a second", 15 * time.Millisecond, 1, 1.10},
-		{"in one burst", 0, 15, 1.30},
+		{"in one burst", 0, 15, 1.60}, // a choice that expects no burst gives one worker twice the mean
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var ratios []float64
@@ -827,7 +831,7 @@ func TestKeepAliveIsBalanced(t *testing.T) {
 			}
 			slices.Sort(ratios)
 			t.Logf("%.2f", ratios)
-			if got := ratios[len(ratios)/2]; got > c.limit {
+			if got := ratios[len(ratios)*3/4]; got > c.limit {
 				t.Errorf("the busiest has %.2f of the mean; at most %.2f is allowed", got, c.limit)
 			}
 		})

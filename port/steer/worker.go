@@ -169,14 +169,16 @@ const (
 )
 
 // ending tells whether the process ends because of a signal: then all of its threads have taken it, or one ends the process for the others. A thread that ends
-// alone does not have the flag of the signal; when one of them executes a program the others have it, and that one has neither.
+// alone does not have the flag of the signal; when one of them executes a program the others have it, and that one has neither. It must not be missed: a folder
+// that is read while threads end may lack another one (next_tid of fs/proc/base.c), so their number must be the same before, after, and in the folder.
 func (w *worker) ending(r *readings) bool {
-	if !w.signaled(r) {
+	before, ok := w.signaled(r)
+	if !ok {
 		return false
 	}
 	dir := "/proc/" + strconv.Itoa(w.pid) + "/task"
 	tasks, err := os.ReadDir(dir)
-	if err != nil {
+	if err != nil || len(tasks) != before {
 		return false
 	}
 	for _, task := range tasks {
@@ -186,26 +188,35 @@ func (w *worker) ending(r *readings) bool {
 		}
 		n := readStart(fd, r.line[:])
 		closeFD(fd)
-		if flags, ok := threadFlags(r.line[:n]); !ok || flags&(exiting|signaled) == 0 {
+		if flags, ok := statField(r.line[:n], statFlags); !ok || flags&(exiting|signaled) == 0 {
 			return false
 		}
 	}
-	return w.signaled(r) // or the two have changed names meanwhile (de_thread of fs/exec.c)
+	after, ok := w.signaled(r) // or the two have changed names meanwhile (de_thread of fs/exec.c)
+	return ok && after == before
 }
 
-// signaled tells whether the watched thread has taken a signal that ends its process.
-func (w *worker) signaled(r *readings) bool {
-	flags, ok := threadFlags(r.line[:readStart(w.pulse, r.line[:])])
-	return ok && flags&signaled != 0
+// signaled tells whether the watched thread has taken a signal that ends its process, and how many threads that has.
+func (w *worker) signaled(r *readings) (threads int, ok bool) {
+	stat := r.line[:readStart(w.pulse, r.line[:])]
+	flags, known := statField(stat, statFlags)
+	n, counted := statField(stat, statThreads)
+	return int(n), known && counted && flags&signaled != 0
 }
 
-// threadFlags is the ninth field of the stat of a thread (proc_pid_stat(5)), behind a name that may hold anything.
-func threadFlags(stat []byte) (flags uint64, ok bool) {
+// Fields of the stat of a thread, counted from 1 as in proc_pid_stat(5).
+const (
+	statFlags   = 9
+	statThreads = 20
+)
+
+// statField is a field, from the fourth on, that is a number from 0 to 2^32-1. It stands behind a name that may hold anything.
+func statField(stat []byte, field int) (value uint64, ok bool) {
 	rest := stat[bytes.LastIndexByte(stat, ')')+1:]
 	if len(rest) == len(stat) {
 		return 0, false
 	}
-	for range 9 - 2 {
+	for range field - 2 {
 		_, after, more := bytes.Cut(rest, []byte{' '})
 		if rest = after; !more {
 			return 0, false
@@ -214,11 +225,11 @@ func threadFlags(stat []byte) (flags uint64, ok bool) {
 	for i, c := range rest {
 		switch {
 		case c == ' ':
-			return flags, i > 0
-		case c < '0' || c > '9' || flags > math.MaxUint32:
+			return value, i > 0
+		case c < '0' || c > '9' || value > math.MaxUint32:
 			return 0, false
 		}
-		flags = 10*flags + uint64(c-'0')
+		value = 10*value + uint64(c-'0')
 	}
 	return 0, false
 }
