@@ -59,6 +59,8 @@ type View struct {
 	Conns int
 	// Lag is how long ago the worker was last seen to get on: idle, with an empty queue it has not been idle for, or accepting.
 	Lag time.Duration
+	// Gulps tells that the worker takes all that waits for it at once when it gets on, as event loops do.
+	Gulps bool
 }
 
 // momentary is the longest Lag of a worker that is held to be in the middle of an ordinary request rather than blocked. It is a few ticks of the poller:
@@ -81,7 +83,8 @@ func slack(least int) int { return least / 16 }
 // room for maxShare times the members.
 //
 // In this order: the free members with the fewest connections; with no free one, the moving members with the shortest queue and the fewest connections; with
-// no moving one either, the ready members with the shortest queue. "Fewest" and "shortest" take in as many members as the expected burst would fill up to one level. A member that is
+// no moving one either, the ready member that has been blocked for the longest among those with the shortest queue, or all of these when a burst is expected.
+// "Fewest" and "shortest" take in as many members as the expected burst would fill up to one level. A member that is
 // busy but moving counts as free when it has clearly fewer connections than all that are free, and when so many connections are expected that the free ones
 // cannot take them at once.
 func Choose(dst []int, members []View, burst int) []int {
@@ -106,6 +109,8 @@ func Choose(dst []int, members []View, burst int) []int {
 		return c.pour(dst, classFree)
 	case moving > 0:
 		return c.pour(dst, classMoving)
+	case c.burst <= perTick:
+		return c.first(dst)
 	}
 	return c.pour(dst, classReady)
 }
@@ -193,6 +198,40 @@ func (c *chooser) least(k class) int {
 		}
 	}
 	return least
+}
+
+// gulp is how many connections an event loop takes in the time in which others can get free: it answers one in about a millisecond.
+const gulp = 16
+
+// first appends the ready members that are likely to be the first to get on: with the shortest queue, they have been blocked for the longest. Blocked workers
+// tend to be blocked for similar times, and among connections that all wait, it is better that a few wait for one worker than that each of the others has some
+// to catch up with.
+func (c *chooser) first(dst []int) []int {
+	wait := func(v *View) int {
+		if v.Gulps {
+			return v.Queue / gulp
+		}
+		return v.Queue
+	}
+	best := -1
+	for i := range c.members {
+		v := &c.members[i]
+		if v.State != Ready {
+			continue
+		}
+		if best < 0 || wait(v) < wait(&c.members[best]) || wait(v) == wait(&c.members[best]) && v.Lag > c.members[best].Lag {
+			best = i
+		}
+	}
+	if best < 0 {
+		return dst
+	}
+	for i := range c.members {
+		if v := &c.members[i]; v.State == Ready && wait(v) == wait(&c.members[best]) && v.Lag == c.members[best].Lag {
+			dst = append(dst, i)
+		}
+	}
+	return dst
 }
 
 // pour appends the members of the class that get wet when the burst is poured on their loads, and those that are no more than slack above the least.

@@ -18,6 +18,7 @@ func unknown(conns int) View { return View{State: Ready, Conns: conns} }
 
 func (v View) queued(n int) View        { v.Queue = n; return v }
 func (v View) lag(d time.Duration) View { v.Lag = d; return v }
+func (v View) gulps() View              { v.Gulps = true; return v }
 func in(s State) View                   { return View{State: s, Wait: Idle} }
 
 func TestChoose(t *testing.T) {
@@ -53,7 +54,12 @@ func TestChoose(t *testing.T) {
 		{"none free: and the fewest connections", []View{busy(5), busy(3), busy(4), busy(0).queued(1), blocked(0)}, 0, []int{1}},
 		{"none free: a burst fills the queues of the moving", []View{busy(9).queued(2), busy(0).queued(3), blocked(0)}, 12, []int{0, 1}},
 		{"none moving: the shortest queue", []View{blocked(0).queued(2), blocked(9).queued(1), blocked(0).queued(1)}, 0, []int{1, 2}},
-		{"none moving: queues decide alone", []View{blocked(0), blocked(9)}, 0, []int{0, 1}},
+		{"none moving: connections do not count", []View{blocked(0), blocked(9)}, 0, []int{0, 1}},
+		{"none moving: of equal queues, the one that is blocked for the longest", []View{blocked(0), blocked(9).lag(2 * time.Second), blocked(0)}, 1, []int{1}},
+		{"none moving: the queue comes first", []View{blocked(0), blocked(9).lag(2 * time.Second).queued(1)}, 1, []int{0}},
+		{"none moving: but of one that takes all at once", []View{blocked(0), blocked(9).lag(2 * time.Second).queued(gulp - 1).gulps()}, 1, []int{1}},
+		{"none moving: unless it is long", []View{blocked(0), blocked(9).lag(2 * time.Second).queued(gulp).gulps()}, 1, []int{0}},
+		{"none moving: a burst goes to all", []View{blocked(0), blocked(9).lag(2 * time.Second)}, perTick + 1, []int{0, 1}},
 		{"the rest never", []View{in(Down), in(Starting), in(Hung), in(Draining), in(Standby), in(Leaving), blocked(9).queued(50)}, 1000, []int{6}},
 		{"the rest not even alone", []View{in(Down), in(Starting), in(Hung), in(Draining), in(Standby), in(Leaving)}, 0, nil},
 	} {

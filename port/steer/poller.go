@@ -105,8 +105,8 @@ type Stat struct {
 
 // Options are the Poller's times. A zero field means the default.
 type Options struct {
-	// Tick is the time between two looks at the workers while there is traffic; default 2 ms. From 17 members on it is twice as long, from 33 on three times, up to
-	// eight times: a look at a member takes 2 to 3 µs, and among many a blocked one is hit less often.
+	// Tick is the time between two looks at the workers while there is traffic. The default is as often as a fiftieth of a processor allows, from 1 to 4 ms; up to 8 ms
+	// from 17 members on, to 12 ms from 33 on, and so on up to 32 ms: among many a blocked one is hit less often.
 	Tick time.Duration
 	// Quiet is how long no new connection must have been seen before the Poller goes to sleep; default 100 ms.
 	Quiet time.Duration
@@ -129,7 +129,6 @@ func (o *Options) defaults() {
 			*d = v
 		}
 	}
-	set(&o.Tick, 2*time.Millisecond)
 	set(&o.Quiet, 100*time.Millisecond)
 	set(&o.Idle, 20*time.Millisecond)
 	set(&o.StuckAfter, time.Second)
@@ -168,10 +167,12 @@ type Poller struct {
 	workers  []*worker
 	all      []*member // of all groups, by the number in the events of queues
 	full     []unix.EpollEvent
-	foreign  bool            // some worker runs as somebody else
-	traffic  time.Duration   // when the last new connection was seen
-	arrived  int             // connections seen to arrive in this tick
-	burst    int             // connections expected in the next tick
+	foreign  bool          // some worker runs as somebody else
+	traffic  time.Duration // when the last new connection was seen
+	arrived  int           // connections seen to arrive in this tick
+	burst    int           // connections expected in the next tick
+	pace     pace
+	spent    unix.Timespec   // for cpuTime
 	asked    []chan<- []Stat // not answered yet
 	watched  time.Duration   // when watch was called last
 	salt     uint16
@@ -232,6 +233,7 @@ func newPoller(opts Options) (*Poller, error) {
 		dozed:  make(chan struct{}),
 		full:   make([]unix.EpollEvent, 1), // epoll_wait wants room for at least one
 		start:  time.Now(),
+		pace:   newPace(shortestTick, longestTick),
 		self:   identity{uint32(os.Geteuid()), uint32(os.Getegid())},
 	}
 	fds := [...]int{-1, -1, -1}
@@ -336,6 +338,7 @@ func (p *Poller) run() {
 		now := time.Since(p.start)
 		if p.woken.Load() {
 			p.woken.Store(false)
+			p.pace.restart()
 			p.traffic = now
 			p.burst = wakeBurst // the first of how many, nobody knows
 		}
@@ -538,7 +541,7 @@ func (p *Poller) tick(now time.Duration) time.Duration {
 	watching := p.watch(now, quiet)
 	switch {
 	case !quiet && steered:
-		return p.opts.Tick * time.Duration(min(1+(members-1)/16, 8))
+		return p.pause(members)
 	case !quiet:
 		return p.opts.Idle
 	}
@@ -547,6 +550,29 @@ func (p *Poller) tick(now time.Duration) time.Duration {
 		return p.opts.Idle
 	}
 	return watching
+}
+
+// pause is the time until the next look at so many members while there is traffic.
+func (p *Poller) pause(members int) time.Duration {
+	if p.opts.Tick != 0 {
+		return p.opts.Tick
+	}
+	p.pace.longest = longestTick * time.Duration(min(1+(members-1)/16, 8))
+	return p.pace.next(p.cpuTime)
+}
+
+// The bounds of the time between two looks. More looks than with the shortest find hardly any blocked worker sooner than its next connection comes.
+const (
+	shortestTick = time.Millisecond
+	longestTick  = 4 * time.Millisecond
+)
+
+// cpuTime is what this process has used.
+func (p *Poller) cpuTime() time.Duration {
+	if unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &p.spent) != nil {
+		return 0
+	}
+	return time.Duration(p.spent.Nano())
 }
 
 // wakeBurst is how many connections may follow the one that ended a sleep. The first look after it sees only the beginning of a burst; to prefer the worker that
@@ -606,6 +632,12 @@ func (p *Poller) lookAtQueue(now time.Duration, m *member) {
 	}
 	if m.w != nil {
 		m.w.stalls = m.w.stalls || queue > 0
+		switch {
+		case queue == 0 && before > 1:
+			m.w.gulps = true
+		case queue > 0 && queue == before-1:
+			m.w.gulps = false
+		}
 		// Without a connection it had nothing to do until now, however long ago the look before was.
 		if queue < before || queue == 0 && m.w.wait == Unknown || before == 0 && m.w.conns == 0 {
 			m.w.moved = now
@@ -640,6 +672,7 @@ func (m *member) view(now time.Duration, opts *Options) View {
 		v.State = Hung
 	}
 	v.Lag = now - m.w.moved
+	v.Gulps = m.w.gulps
 	v.Wait = m.w.wait
 	if !opts.NoConns {
 		v.Conns = m.w.conns

@@ -971,6 +971,68 @@ func tickFleet(tb testing.TB, n int) *Poller {
 	return p
 }
 
+// TestGulpsIsLearned: a worker that has emptied its queue takes all at once, one that has left some does not.
+func TestGulpsIsLearned(t *testing.T) {
+	p := tickFleet(t, 1)
+	m, w := p.groups[0].members[0], p.workers[0]
+	stop := func(sig syscall.Signal) {
+		if err := syscall.Kill(w.pid, sig); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop(syscall.SIGSTOP)
+	defer stop(syscall.SIGCONT)
+	look := func(queue int) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("%d connections wait", queue), func() bool {
+			p.tick(time.Second)
+			return m.queue == queue
+		})
+	}
+	connect := func() net.Conn {
+		sa, err := unix.Getsockname(m.FD)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", sa.(*unix.SockaddrInet4).Port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	take := func() {
+		fd, _, err := unix.Accept(m.FD)
+		if err != nil {
+			t.Fatal(err)
+		}
+		unix.Close(fd)
+	}
+	for range 3 {
+		connect()
+	}
+	look(3)
+	for range 3 {
+		take()
+	}
+	look(0)
+	if !w.gulps {
+		t.Error("three of three at once are no gulp")
+	}
+	for range 3 {
+		connect()
+	}
+	look(3)
+	take()
+	look(2)
+	if w.gulps {
+		t.Error("one of three is a gulp")
+	}
+	if v := m.view(time.Second, &p.opts); v.Gulps {
+		t.Error("the choice is told of a gulp")
+	}
+}
+
 func TestTickDoesNotAllocate(t *testing.T) {
 	p := tickFleet(t, 8)
 	p.tick(time.Second)

@@ -85,7 +85,7 @@ func (w *simWorker) advance(s *simulation, now time.Duration) {
 }
 
 func (w *simWorker) view(now time.Duration) View {
-	v := View{State: Ready, Wait: Busy, Queue: len(w.queue), Conns: len(w.local)}
+	v := View{State: Ready, Wait: Busy, Queue: len(w.queue), Conns: len(w.local), Gulps: true}
 	if !w.working {
 		v.Wait = Idle
 		w.moved = now

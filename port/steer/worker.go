@@ -32,6 +32,7 @@ type worker struct {
 	conns   int           // files - base, or -1
 	moved   time.Duration // when it was last seen to get on
 	stalls  bool          // a member's queue was not empty at the last look
+	gulps   bool          // it was seen to take several connections at once, and to leave none
 	looked  uint          // how often it has been looked at
 	gone    bool          // the process has ended
 	zeros   int           // looks in a row in which the thread did not sleep
