@@ -89,6 +89,7 @@ type loop struct {
 	stalls      map[suspect]*stall
 	cannotProbe string    // why --ready http cannot be asked, empty when it can
 	looked      time.Time // at starting workers that were passed descriptors
+	collectAt   time.Time // when to collect memory, zero while nothing has happened since
 	quit        bool
 	code        int
 	ctx         context.Context // ends with the loop
@@ -242,9 +243,15 @@ func (l *loop) run() (code int) {
 	l.timer = time.NewTimer(time.Hour)
 	l.begin()
 	l.settle() // nothing may have been started
-	for !l.quit {
+	for l.used(); !l.quit; l.settle() {
 		l.arm()
 		select {
+		case <-l.timer.C:
+			l.reap()
+			if l.collect() {
+				continue // what else is due is found when the timer is set
+			}
+			l.tick()
 		case <-l.signals.Child:
 			l.reap()
 		case sig := <-l.signals.Other:
@@ -252,9 +259,6 @@ func (l *loop) run() (code int) {
 				l.reap() // an exit that came first is seen first
 			}
 			l.signal(sig)
-		case <-l.timer.C:
-			l.reap()
-			l.tick()
 		case ask := <-l.asks:
 			l.answer(ask)
 		case hangup := <-l.hangups:
@@ -262,9 +266,31 @@ func (l *loop) run() (code int) {
 		case report := <-l.reports:
 			report()
 		}
-		l.settle()
+		l.used()
 	}
 	return l.code
+}
+
+// collectAfter is how long after the first use of memory it is collected.
+const collectAfter = 2 * time.Minute
+
+// used notes that memory may have been used.
+func (l *loop) used() {
+	if l.collectAt.IsZero() {
+		l.collectAt = time.Now().Add(collectAfter)
+	}
+}
+
+// collect collects memory when it is time. The runtime does it every two minutes, used or not, and
+// wakes a thread up for that for ever, which is switched off (package entry). Without any the heap
+// would grow to the 4 MB at which it is collected anyway.
+func (l *loop) collect() bool {
+	if l.collectAt.IsZero() || time.Now().Before(l.collectAt) {
+		return false
+	}
+	l.collectAt = time.Time{}
+	l.background(runtime.GC)
+	return true
 }
 
 func (l *loop) begin() {
@@ -319,6 +345,7 @@ func (l *loop) arm() {
 		earliest(l.hangAt(), true)
 		earliest(l.steer.sweepAt(), true)
 	}
+	earliest(l.collectAt, true)
 	if at.IsZero() {
 		l.timer.Stop()
 		return

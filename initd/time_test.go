@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -456,6 +457,42 @@ func TestIdleLoopSleeps(t *testing.T) {
 		if wakes != 0 {
 			p.Error("there is a deadline soon although nothing is to come")
 		}
+		p.send(unix.SIGTERM)
+		p.over(0)
+	})
+}
+
+// Memory is collected a while after something has happened, once, and never again
+// while nothing does.
+func TestMemoryIsCollectedAfterUse(t *testing.T) {
+	o := serving(1)
+	o.Boring = true // nothing is looked at by itself
+	play(t, o, func(p *played) {
+		collections := func() int {
+			var stats runtime.MemStats
+			runtime.ReadMemStats(&stats)
+			return int(stats.NumForcedGC)
+		}
+		before := collections()
+		want := func(n int) {
+			p.Helper()
+			if got := collections() - before; got != n {
+				p.Errorf("after %v: %d collections, want %d", p.at(), got, n)
+			}
+		}
+		p.after(collectAfter - time.Second)
+		want(0)
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		want(1)
+		time.Sleep(24 * time.Hour)
+		synctest.Wait()
+		want(1)
+		p.send(unix.SIGUSR1)
+		want(1) // more may come soon
+		time.Sleep(24 * time.Hour)
+		synctest.Wait()
+		want(2)
 		p.send(unix.SIGTERM)
 		p.over(0)
 	})

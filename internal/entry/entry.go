@@ -14,6 +14,10 @@
 // also seen before that. A program that is linked without works as well, but for
 // its first moment.
 //
+// They also take the runtime's periodic collection away, for which its monitor wakes up every
+// minute for ever (forcegcperiod of runtime/proc.go): package initd collects when there has
+// been use.
+//
 // The package imports nothing: so it is initialized before package syscall
 // (Go specification, "Program initialization": packages are sorted by import path,
 // and this one waits for no other), which raises the soft limit of open files.

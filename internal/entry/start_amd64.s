@@ -30,4 +30,11 @@ TEXT ·start(SB),NOSPLIT|NOFRAME,$0
 	MILD(6, 5)  // ABRT
 	MILD(15, 3) // TERM
 	MILD(17, 385) // CHLD: notify, unblock, ignore
+	// The monitor of the runtime wakes up for its periodic collection, which package initd
+	// makes when there is something to collect.
+	MOVQ	$120000000000, AX
+	CMPQ	AX, runtime·forcegcperiod(SB)
+	JNE	3(PC)
+	MOVQ	$0x1000000000000000, AX
+	MOVQ	AX, runtime·forcegcperiod(SB)
 	JMP	_rt0_amd64_linux(SB)

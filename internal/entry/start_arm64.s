@@ -33,4 +33,13 @@ TEXT ·start(SB),NOSPLIT|NOFRAME,$0
 	MILD(6, 5)  // ABRT
 	MILD(15, 3) // TERM
 	MILD(17, 385) // CHLD: notify, unblock, ignore
+	// The monitor of the runtime wakes up for its periodic collection, which package initd
+	// makes when there is something to collect.
+	MOVD	$runtime·forcegcperiod(SB), R0
+	MOVD	(R0), R1
+	MOVD	$120000000000, R2
+	CMP	R2, R1
+	BNE	3(PC)
+	MOVD	$0x1000000000000000, R1
+	MOVD	R1, (R0)
 	B	_rt0_arm64_linux(SB)
