@@ -92,7 +92,7 @@ func signalCases() []*testcase {
 			p.expect("survived")
 			p.wantCode(7)
 		}},
-		{name: "storm", mode: pid1, what: "10 000 signals in a storm: it lives, the next signal arrives at once, nothing arrives more often than sent", defects: []string{"twice", "no-forward"}, run: func(r *run) {
+		{name: "storm", mode: pid1, what: "10 000 signals in a storm: it lives, the next signal arrives at once, nothing arrives more often than sent", defects: []string{"twice-at-once", "no-forward"}, run: func(r *run) {
 			p := r.start(setup{}, built.probe, "signals")
 			p.expect("got ready")
 			sent := map[string]int{}

@@ -145,6 +145,7 @@ func TestLaterWorkersLarger(t *testing.T) {
 
 // TestLimitChanges halves and doubles the limit while requests come in.
 func TestLimitChanges(t *testing.T) {
+	t.Parallel() // it mostly waits
 	c := fitting(t, "256m", []string{"--workers-per-cpu=2"}, "-mib=22")
 	c.WaitLog(`worker ready`, 4, 60*time.Second)
 	wantHolders(t, c, 4, sizedBy)
@@ -227,9 +228,11 @@ func TestAllLeak(t *testing.T) {
 // TestFirstWorkerTooLarge gives the first worker less than it needs: before it
 // listens, and after.
 func TestFirstWorkerTooLarge(t *testing.T) {
+	t.Parallel()
 	const clear = "the first worker does not fit: the kernel killed it because memory ran out; raise the memory limit"
 	for _, hold := range [][]string{{"-mib=200"}, {"-mib=200", "-late"}} {
 		t.Run(fmt.Sprint(hold), func(t *testing.T) {
+			t.Parallel() // it mostly waits
 			c := fitting(t, "64m", nil, hold...)
 			if code := c.Wait(90 * time.Second); code != 137 {
 				t.Errorf("exit code %d, want 137", code)

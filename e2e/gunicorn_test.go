@@ -94,8 +94,10 @@ func TestGunicornIsToldTheNumber(t *testing.T) {
 // its time and then 60 MiB. What is learned is all of it; also when the application
 // waits for so long that the others are being started already.
 func TestGunicornIsMeasuredWhole(t *testing.T) {
+	t.Parallel()
 	for _, delay := range []string{"1.5", "7"} {
 		t.Run(delay+" s", func(t *testing.T) {
+			t.Parallel() // it mostly waits
 			c := gunicornUnder(t, []string{"IMPORT_DELAY=" + delay, "IMPORT_MB=60"}, []string{"-w", "auto", "--workers-per-cpu=8"})
 			// Gunicorn, its worker and the 60 MiB in it need about 95.
 			line := c.WaitLog(`learned what one worker needs .* fits \d × (7[5-9]|[89]\d|1[0-2]\d)(\.\d)? MiB`, 1, 2*time.Minute)[0]

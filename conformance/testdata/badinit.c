@@ -59,6 +59,8 @@ static void send(int n) {
 		nanosleep(&t, NULL);
 		kill(whole ? -child : child, n);
 	}
+	if (has("twice-at-once"))
+		kill(whole ? -child : child, n);
 	if (has("escalate") && n == SIGTERM) {
 		struct timespec t = {0, 300000000};
 		nanosleep(&t, NULL);

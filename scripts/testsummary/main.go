@@ -1,5 +1,6 @@
 // Testsummary runs "go test -json" commands and says what came of them: each
-// failed test with its output, each reason for which tests were skipped, and
+// failed test with its output, the tests that took the longest, each reason for which tests
+// were skipped, the names of the failed ones once more, and
 // one closing line "N passed, N failed, N skipped".
 //
 //	testsummary go test -json ./...
@@ -10,6 +11,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -102,8 +104,22 @@ type summary struct {
 	failed int
 	output map[string][]string // by package, or package and test; build output by import path
 	bad    map[string]bool     // packages with a failed test
+	names  []string            // of what failed
+	took   []timed             // tests that took long
 	skips  map[string][]string // reason: names of tests
 }
+
+// timed is a test and its seconds.
+type timed struct {
+	name    string
+	seconds float64
+}
+
+// How many of the tests that take the longest are named, and what is not long.
+const (
+	slowest = 8
+	quick   = 10
+)
 
 func newSummary(w io.Writer) *summary {
 	return &summary{w: w, output: map[string][]string{}, bad: map[string]bool{}, skips: map[string][]string{}}
@@ -133,6 +149,9 @@ func (s *summary) add(e event) {
 	if e.Test != "" {
 		key += " " + e.Test
 	}
+	if e.Test != "" && !strings.Contains(e.Test, "/") && e.Elapsed > quick {
+		s.took = append(s.took, timed{shortPackage(key), e.Elapsed})
+	}
 	switch e.Action {
 	case "build-output":
 		s.output[e.ImportPath] = append(s.output[e.ImportPath], e.Output)
@@ -155,12 +174,14 @@ func (s *summary) add(e event) {
 		if e.Test != "" {
 			s.failed++
 			s.bad[e.Package] = true
+			s.names = append(s.names, shortPackage(key))
 			fmt.Fprintf(s.w, "FAIL  %s %s (%.1f s)\n", e.Package, e.Test, e.Elapsed)
 			s.show(key)
 			break
 		}
 		if !s.bad[e.Package] {
 			s.failed++ // it does not build, or it ended outside a test
+			s.names = append(s.names, shortPackage(key))
 			if e.FailedBuild != "" {
 				s.show(e.FailedBuild)
 			}
@@ -185,6 +206,13 @@ func (s *summary) show(key string) {
 // close prints the skips and the closing line, and returns how many failed.
 func (s *summary) close() int {
 	skipped := 0
+	if len(s.took) > 0 {
+		fmt.Fprintln(s.w, "\nThe longest:")
+		slices.SortStableFunc(s.took, func(a, b timed) int { return cmp.Compare(b.seconds, a.seconds) })
+		for _, t := range s.took[:min(slowest, len(s.took))] {
+			fmt.Fprintf(s.w, "  %5.0f s  %s\n", t.seconds, t.name)
+		}
+	}
 	if len(s.skips) > 0 {
 		fmt.Fprintln(s.w, "\nSkipped here, and why:")
 		reasons := make([]string, 0, len(s.skips))
@@ -199,6 +227,12 @@ func (s *summary) close() int {
 			for _, test := range tests {
 				fmt.Fprintf(s.w, "      %s\n", test)
 			}
+		}
+	}
+	if len(s.names) > 0 {
+		fmt.Fprintln(s.w, "\nFailed:")
+		for _, name := range s.names {
+			fmt.Fprintf(s.w, "  %s\n", name)
 		}
 	}
 	fmt.Fprintf(s.w, "\n%d passed, %d failed, %d skipped\n", s.passed, s.failed, skipped)

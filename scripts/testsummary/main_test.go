@@ -86,6 +86,26 @@ func TestFailureIsShownAndKept(t *testing.T) {
 	if strings.Count(out, "seen once") != 1 || !strings.Contains(out, "FAIL  skep/b TestBad") {
 		t.Errorf("the failure is not shown once:\n%s", out)
 	}
+	if !strings.Contains(out, "\nFailed:\n  b TestBad\n\n3 passed") {
+		t.Errorf("the failed test is not named at the end:\n%s", out)
+	}
+}
+
+// The tests that take the longest are named, the longest first, without their parts.
+func TestTheLongestAreNamed(t *testing.T) {
+	var b strings.Builder
+	s := newSummary(&b)
+	for i, seconds := range []float64{12, 3, 45, 11, 13, 14, 15, 16, 17, 18} {
+		name := "Test" + string(rune('A'+i))
+		s.add(event{Action: "pass", Package: "skep/a", Test: name + "/part", Elapsed: seconds})
+		s.add(event{Action: "pass", Package: "skep/a", Test: name, Elapsed: seconds})
+	}
+	s.close()
+	const want = "\nThe longest:\n     45 s  a TestC\n     18 s  a TestJ\n     17 s  a TestI\n     16 s  a TestH\n     15 s  a TestG\n" +
+		"     14 s  a TestF\n     13 s  a TestE\n     12 s  a TestA\n\n20 passed"
+	if out := b.String(); !strings.Contains(out, want) {
+		t.Errorf("no %q in:\n%s", want, out)
+	}
 }
 
 func TestPackageThatDoesNotBuildFails(t *testing.T) {
