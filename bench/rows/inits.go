@@ -85,8 +85,7 @@ func init() {
 same machine: the medians of 180 starts of each, after 20 that only warm the caches; as PID 1 everything, the bare
 command too, is in a fresh PID namespace. tini, dumb-init and catatonit are small C programs that need one fork. skep
 is a Go program, and an empty Go program in place of /bin/true, which starts nothing and ends at once, is what the
-language costs: what is above that and above a fork is skep's own. (The goal of 2 ms was set on a machine that starts processes three times as
-fast as one where even an empty program misses it.) Without --mode init and by a name that
+language costs: what is above that and above a fork is skep's own. Without --mode init and by a name that
 is not an init's it has to prepare for a command that may turn out to be a server. Once per container, this is the
 price of the rest.`,
 		Cases:     []string{plain, asPID1},
@@ -290,7 +289,7 @@ the workers are sleeping processes, or for "skep, serving" examples/hello on one
 sockets for them. dumb-init and catatonit wait in one system call without a limit, tini looks around once a second; all three
 run one command. gunicorn and supervisord are loops with a timer of a second, too; s6 has one small process per service. A wake-up keeps a core from deep sleep and is what one pays for per container on a
 node with hundreds of them. skep sleeps without a timer unless something is due; the samples of memory are the exception, every 30 s far from
-the limit. RSS counts pages that are shared with others, PSS divides them: for skep both are the runtime of Go. "skep" runs workers that never listen and counts
+the limit. (Two minutes after something has happened it collects memory, once, which is after this row.) RSS counts pages that are shared with others, PSS divides them: for skep both are the runtime of Go. "skep" runs workers that never listen and counts
 them as ready after 10 s; the clock of the row starts after that. All managers sit side by side, in all cases, each as
 PID 1 of a namespace of its own: who does nothing takes nothing from the others, and all start before the first one is measured.
 Only PSS could tell, because it divides a file's pages among all that run the file: skep's three ways run a copy of the binary each, so that none
