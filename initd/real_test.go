@@ -709,12 +709,21 @@ func TestDiscovery(t *testing.T) {
 	s.gone(pids...)
 }
 
-// locking is a server that holds a file lock.
-const locking = `
-import fcntl, os, signal, socket, sys, tempfile
+// Servers in Python that first do what another kind of program does: hold a lock; map the
+// memory that the compiler of .NET writes to (doublemapping.cpp of dotnet/runtime), which is how a
+// program of .NET in a single file is known.
+const (
+	locking  = "import fcntl, tempfile\nlock = tempfile.TemporaryFile()\nfcntl.flock(lock, fcntl.LOCK_EX)\n" + plainServer
+	compiles = `import mmap, os
+memory = os.memfd_create("doublemapper")
+os.truncate(memory, 1 << 16)
+code = mmap.mmap(memory, 1 << 16, prot=mmap.PROT_READ | mmap.PROT_EXEC)
+` + plainServer
+)
+
+const plainServer = `
+import os, signal, socket, sys
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-lock = tempfile.TemporaryFile()
-fcntl.flock(lock, fcntl.LOCK_EX)
 host, port = sys.argv[1].split(":")
 listener = socket.socket()
 listener.bind((host, int(port)))
@@ -745,6 +754,9 @@ func TestOneProcessIsAllItWants(t *testing.T) {
 		{"lock", "holds file locks", func(address string) []string {
 			// Of a Go program it would be said that it is one.
 			return []string{testneed.Program(t, "python3"), "-c", locking, address}
+		}},
+		{"dotnet", "dotnet uses all CPUs by itself", func(address string) []string {
+			return []string{testneed.Program(t, "python3"), "-c", compiles, address}
 		}},
 		{"go", "go uses all CPUs by itself", func(address string) []string { return []string{self, "role:serve", address} }},
 	} {
