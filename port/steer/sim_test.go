@@ -1,10 +1,14 @@
 package steer
 
 import (
+	"flag"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 )
+
+var simTicks = flag.String("sim.ticks", "1ms,2ms", "times between two looks of TestTailSimulated")
 
 // simWorker is a model of serveLoop: one thread that accepts all that is pending when it has nothing left to do, and runs the handlers in turn.
 type simWorker struct {
@@ -139,7 +143,11 @@ func TestTailSimulated(t *testing.T) {
 			}
 			byHash := run(time.Millisecond, hash)
 			byQueue := run(time.Millisecond, forget(true, true))
-			for _, tick := range []time.Duration{time.Millisecond, 2 * time.Millisecond} {
+			for _, text := range strings.Split(*simTicks, ",") {
+				tick, err := time.ParseDuration(text)
+				if err != nil {
+					t.Fatal(err)
+				}
 				steered, withoutConns, withoutWait := run(tick, forget(false, false)), run(tick, forget(false, true)), run(tick, forget(true, false))
 				t.Logf("%v/s of %v, tick %v: %.2f %% late, without connections %.2f, without wait channel %.2f, by queue %.2f, by hash %.2f; ideal %.2f",
 					rate, quick, tick, steered, withoutConns, withoutWait, byQueue, byHash, best)
