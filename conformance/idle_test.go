@@ -104,8 +104,7 @@ func limitedWaits(t *testing.T, pid int) (limits string, ok bool) {
 		if _, err := memory.ReadAt(limit[:], at); err != nil {
 			return "", false
 		}
-		// The monitor of the runtime looks after a minute at the latest. skep itself has memory to collect two minutes after its start, and nothing to do after that.
-		if s := binary.NativeEndian.Uint64(limit[:]); s <= 60 {
+		if s := binary.NativeEndian.Uint64(limit[:]); s <= 60 { // what the monitor of the runtime waits for at most
 			limits += fmt.Sprintf("%d s ", s)
 		}
 	}

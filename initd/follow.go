@@ -15,6 +15,7 @@ import (
 	"skep/cgroup"
 	"skep/initd/supervise"
 	"skep/internal/logger"
+	"skep/internal/sys"
 	"skep/proc"
 	"skep/sizing"
 )
@@ -676,7 +677,7 @@ func (s *sizer) tooLarge() {
 // cannot be set.
 func workersOOMScore() *int {
 	const file = "/proc/self/oom_score_adj"
-	text, err := os.ReadFile(file)
+	text, err := sys.ReadFile(file)
 	if err != nil {
 		return nil
 	}

@@ -89,7 +89,8 @@ type loop struct {
 	stalls      map[suspect]*stall
 	cannotProbe string    // why --ready http cannot be asked, empty when it can
 	looked      time.Time // at starting workers that were passed descriptors
-	collectAt   time.Time // when to collect memory, zero while nothing has happened since
+	uses        int       // times that memory may have been used since it was collected
+	collectAt   time.Time // when to collect it, zero while there is no need
 	quit        bool
 	code        int
 	ctx         context.Context // ends with the loop
@@ -243,15 +244,14 @@ func (l *loop) run() (code int) {
 	l.timer = time.NewTimer(time.Hour)
 	l.begin()
 	l.settle() // nothing may have been started
-	for l.used(); !l.quit; l.settle() {
+	for !l.quit {
 		l.arm()
 		select {
 		case <-l.timer.C:
 			l.reap()
-			if l.collect() {
-				continue // what else is due is found when the timer is set
+			if !l.collect() { // what else is due is found when the timer is set again
+				l.tick()
 			}
-			l.tick()
 		case <-l.signals.Child:
 			l.reap()
 		case sig := <-l.signals.Other:
@@ -267,28 +267,35 @@ func (l *loop) run() (code int) {
 			report()
 		}
 		l.used()
+		l.settle()
 	}
 	return l.code
 }
 
-// collectAfter is how long after the first use of memory it is collected.
-const collectAfter = 2 * time.Minute
+// Memory is collected collectAfter after it may have been used collectUses times: a kilobyte or
+// so each.
+const (
+	collectUses  = 256
+	collectAfter = 2 * time.Minute
+)
 
 // used notes that memory may have been used.
 func (l *loop) used() {
-	if l.collectAt.IsZero() {
+	if l.uses++; l.uses == collectUses {
 		l.collectAt = time.Now().Add(collectAfter)
 	}
 }
 
-// collect collects memory when it is time. The runtime does it every two minutes, used or not, and
-// wakes a thread up for that for ever, which is switched off (package entry). Without any the heap
-// would grow to the 4 MB at which it is collected anyway.
+// collect collects memory when it is time. Once it has collected for the first time, the runtime
+// does so every two minutes, used or not, and wakes a thread up for that for ever, which is
+// switched off (package entry). Without any, what a storm has left would stay up to the 4 MB at which
+// the heap is collected anyway. It is not done without need, because the runtime gives the pages back in
+// some sixty steps.
 func (l *loop) collect() bool {
 	if l.collectAt.IsZero() || time.Now().Before(l.collectAt) {
 		return false
 	}
-	l.collectAt = time.Time{}
+	l.uses, l.collectAt = 0, time.Time{}
 	l.background(runtime.GC)
 	return true
 }

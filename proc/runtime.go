@@ -7,6 +7,8 @@ import (
 	"os"
 	"path"
 	"strings"
+
+	"skep/internal/sys"
 )
 
 // Runtime names the language runtime of a process if it is one that uses all CPUs by itself: "java", "go" or "dotnet",
@@ -33,7 +35,7 @@ func (f FS) Runtime(pid int) (string, error) {
 			return "go", nil
 		}
 	}
-	b, err := os.ReadFile(f.path(pid, "maps"))
+	b, err := sys.ReadFile(f.path(pid, "maps"))
 	if err != nil {
 		if gone(err) {
 			return "", nil

@@ -289,7 +289,7 @@ the workers are sleeping processes, or for "skep, serving" examples/hello on one
 sockets for them. dumb-init and catatonit wait in one system call without a limit, tini looks around once a second; all three
 run one command. gunicorn and supervisord are loops with a timer of a second, too; s6 has one small process per service. A wake-up keeps a core from deep sleep and is what one pays for per container on a
 node with hundreds of them. skep sleeps without a timer unless something is due; the samples of memory are the exception, every 30 s far from
-the limit. (Two minutes after something has happened it collects memory, once, which is after this row.) RSS counts pages that are shared with others, PSS divides them: for skep both are the runtime of Go. "skep" runs workers that never listen and counts
+the limit. RSS counts pages that are shared with others, PSS divides them: for skep both are the runtime of Go. "skep" runs workers that never listen and counts
 them as ready after 10 s; the clock of the row starts after that. All managers sit side by side, in all cases, each as
 PID 1 of a namespace of its own: who does nothing takes nothing from the others, and all start before the first one is measured.
 Only PSS could tell, because it divides a file's pages among all that run the file: skep's three ways run a copy of the binary each, so that none

@@ -16,7 +16,7 @@
 //
 // They also take the runtime's periodic collection away, for which its monitor wakes up every
 // minute for ever (forcegcperiod of runtime/proc.go): package initd collects when there has
-// been use.
+// been much use.
 //
 // The package imports nothing: so it is initialized before package syscall
 // (Go specification, "Program initialization": packages are sorted by import path,
