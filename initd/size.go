@@ -74,8 +74,10 @@ func (l *loop) decideAtStart() {
 	}
 	s.limits, s.paths = Limits()
 	s.ooms, _, _ = cgroup.Events(s.root, s.paths)
-	if used, err := cgroup.ReadUsage(s.root, s.paths, s.limits); err == nil && used.Dir != "" {
-		s.used, s.policy.Base = used, used.Held // nothing but skep runs here yet
+	if len(s.limits.Levels) > 0 { // else the whole machine's use is all there is, and most of that is others'
+		if used, err := cgroup.ReadUsage(s.root, s.paths, s.limits); err == nil && used.Dir != "" {
+			s.used, s.policy.Base = used, used.Held // nothing but skep runs here yet
+		}
 	}
 	s.limitsRead = time.Now()
 	s.decision = sizing.Plan(s.limits.Limits, s.policy, 0)
