@@ -1,7 +1,7 @@
 // Package cgroup reads what the kernel allows this container and what it uses: memory and CPU limits, usage and OOM
 // kills, from control groups of version 1, version 2, or both at once.
 //
-// It reads from an [fs.FS] that stands for "/", the machine's in production and a folder of fixtures in tests, and
+// It reads from an [fs.FS] that stands for "/", os.DirFS("/") in production and a folder of fixtures in tests, and
 // writes nothing. Which version holds a controller is decided for each controller by itself, because in hybrid set-ups
 // memory may be version 1 while another is version 2.
 //

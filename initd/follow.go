@@ -15,7 +15,6 @@ import (
 	"skep/cgroup"
 	"skep/initd/supervise"
 	"skep/internal/logger"
-	"skep/internal/sys"
 	"skep/proc"
 	"skep/sizing"
 )
@@ -677,7 +676,7 @@ func (s *sizer) tooLarge() {
 // cannot be set.
 func workersOOMScore() *int {
 	const file = "/proc/self/oom_score_adj"
-	text, err := sys.ReadFile(file)
+	text, err := os.ReadFile(file)
 	if err != nil {
 		return nil
 	}

@@ -2,6 +2,7 @@ package initd
 
 import (
 	"io/fs"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -11,7 +12,6 @@ import (
 	"skep/cgroup"
 	"skep/initd/supervise"
 	"skep/internal/logger"
-	"skep/internal/sys"
 	"skep/sizing"
 )
 
@@ -40,13 +40,13 @@ type sizer struct {
 }
 
 func newSizer(l *loop) *sizer {
-	return &sizer{l: l, root: sys.Files{}, policy: l.o.Sizing, fixed: l.o.Count,
+	return &sizer{l: l, root: os.DirFS("/"), policy: l.o.Sizing, fixed: l.o.Count,
 		follower: follower{replacing: none, watched: make(map[int]*watched), guard: sizing.NewGuard(max(l.o.Count, l.o.Sizing.Min))}}
 }
 
 // Limits reads what skep plan and the start of skep run go by.
 func Limits() (cgroup.Limits, cgroup.Paths) {
-	root := sys.Files{}
+	root := os.DirFS("/")
 	// Find and Read tell of what they could not read in their warnings.
 	paths, err := cgroup.Find(root)
 	limits := cgroup.Read(root, paths, affinity())
@@ -88,7 +88,7 @@ func (l *loop) decideAtStart() {
 		// of them would do no more.
 		if err := unix.Prctl(unix.PR_SET_MEMORY_MERGE, 1, 0, 0, 0); err != nil {
 			l.early = append(l.early, "--ksm has no effect: the kernel refuses: "+err.Error())
-		} else if run, err := sys.ReadFile("/sys/kernel/mm/ksm/run"); err != nil || strings.TrimSpace(string(run)) != "1" {
+		} else if run, err := os.ReadFile("/sys/kernel/mm/ksm/run"); err != nil || strings.TrimSpace(string(run)) != "1" {
 			l.early = append(l.early, "--ksm has no effect: the kernel merges no pages (/sys/kernel/mm/ksm/run is not 1)")
 		}
 	}

@@ -101,7 +101,7 @@ func NewSet(options Options) (*Set, error) {
 
 // readBacklog returns min(somaxconn, maxBacklog); listen(2) would cut a larger value silently.
 func readBacklog() int {
-	text, err := sys.ReadFile("/proc/sys/net/core/somaxconn")
+	text, err := os.ReadFile("/proc/sys/net/core/somaxconn")
 	if err != nil {
 		return unix.SOMAXCONN
 	}

@@ -2,17 +2,16 @@ package proc
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
-
-	"skep/internal/sys"
 )
 
 // HoldsFileLocks says whether any of the processes holds a file lock: by flock(2), fcntl(2), or an open file
 // description lock. Leases and locks that are only waited for do not count.
 func (f FS) HoldsFileLocks(pids ...int) (bool, error) {
-	b, err := sys.ReadFile(string(f) + "/locks")
+	b, err := os.ReadFile(string(f) + "/locks")
 	if err != nil {
 		return false, fmt.Errorf("cannot list file locks: %w", err)
 	}
@@ -37,7 +36,7 @@ func (f FS) HoldsFileLocks(pids ...int) (bool, error) {
 			if !strings.HasPrefix(link, "/") {
 				return true // sockets and their like have no locks
 			}
-			b, err := sys.ReadFile(f.path(pid, "fdinfo", fd))
+			b, err := os.ReadFile(f.path(pid, "fdinfo", fd))
 			if err != nil {
 				return true
 			}

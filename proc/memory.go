@@ -5,8 +5,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-
-	"skep/internal/sys"
 )
 
 // Memory is what processes hold.
@@ -30,7 +28,7 @@ func (m Memory) Held() uint64 { return m.Bytes - min(m.File, m.Bytes) }
 func (f FS) PSS(pids ...int) (Memory, error) {
 	var m Memory
 	for _, pid := range pids {
-		b, err := sys.ReadFile(f.path(pid, "smaps_rollup"))
+		b, err := os.ReadFile(f.path(pid, "smaps_rollup"))
 		if err == nil {
 			if kib, ok := parseRollup(string(b), "Pss:"); ok {
 				file, _ := parseRollup(string(b), "Pss_File:")
@@ -42,7 +40,7 @@ func (f FS) PSS(pids ...int) (Memory, error) {
 			continue
 		}
 		// A zombie and a kernel thread have no memory: ESRCH, or an empty file, while statm says 0.
-		b, err = sys.ReadFile(f.path(pid, "statm"))
+		b, err = os.ReadFile(f.path(pid, "statm"))
 		if err != nil {
 			if gone(err) {
 				continue

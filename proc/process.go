@@ -11,8 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"skep/internal/sys"
 )
 
 // FS is a mounted proc file system, by its path. Pids are those of the PID namespace it was mounted in.
@@ -43,7 +41,7 @@ type Stat struct {
 
 // Stat reads /proc/PID/stat.
 func (f FS) Stat(pid int) (Stat, error) {
-	b, err := sys.ReadFile(f.path(pid, "stat"))
+	b, err := os.ReadFile(f.path(pid, "stat"))
 	if err != nil {
 		return Stat{}, fmt.Errorf("cannot read the state of process %d: %w", pid, err)
 	}
@@ -116,7 +114,7 @@ func (t Thread) Sleeps() bool {
 
 // Thread reads /proc/PID/task/TID/status, which everybody may. The zero Thread is of one that is gone.
 func (f FS) Thread(pid, tid int) (Thread, error) {
-	b, err := sys.ReadFile(f.path(pid, "task", strconv.Itoa(tid), "status"))
+	b, err := os.ReadFile(f.path(pid, "task", strconv.Itoa(tid), "status"))
 	if gone(err) {
 		return Thread{}, nil
 	}
@@ -153,7 +151,7 @@ func parseThread(status string) (state byte, switches uint64) {
 func (f FS) Runnable(pid int) bool {
 	threads, _ := os.ReadDir(f.path(pid, "task"))
 	for _, thread := range threads {
-		b, err := sys.ReadFile(f.path(pid, "task", thread.Name(), "stat"))
+		b, err := os.ReadFile(f.path(pid, "task", thread.Name(), "stat"))
 		if st, ok := parseStat(string(b)); err == nil && ok && st.State == 'R' {
 			return true
 		}
@@ -170,7 +168,7 @@ func (f FS) Waits(pid int) (names []string) {
 		return nil
 	}
 	for _, thread := range threads {
-		if b, err := sys.ReadFile(f.path(pid, "task", thread.Name(), "wchan")); err == nil {
+		if b, err := os.ReadFile(f.path(pid, "task", thread.Name(), "wchan")); err == nil {
 			name, _, _ := strings.Cut(strings.TrimSpace(string(b)), ".")
 			names = append(names, name)
 		}
@@ -220,7 +218,7 @@ func (f FS) children(pid int) (kids []int, ok bool, err error) {
 		return nil, false, fmt.Errorf("cannot list the threads of process %d: %w", pid, err)
 	}
 	for _, t := range threads {
-		b, err := sys.ReadFile(f.path(pid, "task", t.Name(), "children"))
+		b, err := os.ReadFile(f.path(pid, "task", t.Name(), "children"))
 		if err != nil {
 			if !gone(err) {
 				return nil, false, fmt.Errorf("cannot list the children of process %d: %w", pid, err)

@@ -7,8 +7,6 @@ import (
 	"os"
 	"path"
 	"strings"
-
-	"skep/internal/sys"
 )
 
 // Runtime names the language runtime of a process if it is one that uses all CPUs by itself: "java", "go" or "dotnet",
@@ -35,7 +33,7 @@ func (f FS) Runtime(pid int) (string, error) {
 			return "go", nil
 		}
 	}
-	b, err := sys.ReadFile(f.path(pid, "maps"))
+	b, err := os.ReadFile(f.path(pid, "maps"))
 	if err != nil {
 		if gone(err) {
 			return "", nil

@@ -8,8 +8,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-
-	"skep/internal/sys"
 )
 
 // OpenCount is the number of descriptors a process has open, by one stat(2) of /proc/PID/fd. ok is false before Linux
@@ -85,7 +83,7 @@ func (f FS) EpollWatches(pid int, inode uint64) bool {
 		if link != "anon_inode:[eventpoll]" {
 			return true
 		}
-		b, err := sys.ReadFile(f.path(pid, "fdinfo", fd))
+		b, err := os.ReadFile(f.path(pid, "fdinfo", fd))
 		found = err == nil && watches(string(b), inode)
 		return !found
 	})
@@ -154,7 +152,7 @@ func (f FS) Listeners(pid int) ([]Listener, error) {
 	}
 	var all []Listener
 	for _, k := range []Kind{TCP, TCP6, UDP, UDP6, Unix} {
-		b, err := sys.ReadFile(f.path(pid, "net", string(k)))
+		b, err := os.ReadFile(f.path(pid, "net", string(k)))
 		if err != nil {
 			if gone(err) {
 				continue // the process ended, or the kernel has no such sockets
