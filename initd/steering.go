@@ -65,6 +65,9 @@ func (s *steering) update() {
 	if !s.l.sup.Serving() || s.l.o.Boring {
 		return
 	}
+	if s.poller != nil && s.l.sup.Phase() != supervise.Running {
+		s.poller.Ending() // beside the workers' end
+	}
 	now := generations{s.l.ports.Generation(), s.l.sup.Generation(), s.changes}
 	if now == s.told {
 		return
@@ -254,6 +257,9 @@ func (s *steering) event(ev steer.Event) {
 		l.log.Log(logger.Warn, "cannot steer connections; the kernel spreads them by its hash",
 			logger.Field{Key: "error", Value: ev.Err.Error()})
 		l.noProbes("connections are not steered")
+	case steer.Timed:
+		l.log.Log(logger.Info, "the kernel does not tell of connections that are taken at once; workers are looked at every few milliseconds instead",
+			logger.Field{Key: "error", Value: ev.Err.Error()})
 	case steer.Dying:
 		l.step(supervise.Dying{PID: ev.PID})
 	case steer.Reachable:

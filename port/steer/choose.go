@@ -59,6 +59,8 @@ type View struct {
 	Conns int
 	// Lag is how long ago the worker was last seen to get on: idle, with an empty queue it has not been idle for, or accepting.
 	Lag time.Duration
+	// Asleep tells that a Busy thread does not run: it waits for something else than a connection.
+	Asleep bool
 	// Gulps tells that the worker takes all that waits for it at once when it gets on, as event loops do.
 	Gulps bool
 }
@@ -73,6 +75,9 @@ func (v View) free() bool { return v.State == Ready && v.Queue == 0 && v.Wait !=
 // moving tells whether the member is ready and has been seen to get on a moment ago.
 func (v View) moving() bool { return v.State == Ready && v.Lag <= momentary }
 
+// running tells whether it is moving as far as can be seen: one that has begun to sleep may go on with that for long.
+func (v View) running() bool { return v.moving() && !v.Asleep }
+
 // slack is how many connections more than the least a member may have and still count as equal to it: so few that the busiest stays near the mean, and from 16
 // connections on enough that a burst between two ticks goes to more than the one emptiest worker.
 func slack(least int) int { return least / 16 }
@@ -82,14 +87,15 @@ func slack(least int) int { return least / 16 }
 // connections can wait. Burst is the number of connections that are expected before the next call; below 1 it counts as 1. Choose does not allocate when dst has
 // room for maxShare times the members.
 //
-// In this order: the free members with the fewest connections; with no free one, the moving members with the shortest queue and the fewest connections; with
-// no moving one either, the ready member that has been blocked for the longest among those with the shortest queue, or all of these when a burst is expected.
+// In this order: the free members with the fewest connections; with no free one, the running members with the shortest queue and the fewest connections; with
+// no running one either, the ready member that has been blocked for the longest among those with the shortest queue. When a burst is expected, which one alone should
+// not get, all moving members count as running, and without one all that have the shortest queue are chosen.
 // "Fewest" and "shortest" take in as many members as the expected burst would fill up to one level. A member that is
 // busy but moving counts as free when it has clearly fewer connections than all that are free, and when so many connections are expected that the free ones
 // cannot take them at once.
 func Choose(dst []int, members []View, burst int) []int {
 	c := chooser{members: members, burst: max(burst, 1), conns: true}
-	free, moving := 0, 0
+	free, moving, running := 0, 0, 0
 	for i := range members {
 		v := &members[i]
 		switch {
@@ -99,6 +105,9 @@ func Choose(dst []int, members []View, burst int) []int {
 			free++
 		case v.moving():
 			moving++
+			if v.running() {
+				running++
+			}
 		}
 		c.conns = c.conns && v.Conns >= 0
 	}
@@ -107,8 +116,10 @@ func Choose(dst []int, members []View, burst int) []int {
 		return c.pour(dst, classFreeOrMoving)
 	case free > 0:
 		return c.pour(dst, classFree)
-	case moving > 0:
+	case moving > 0 && c.burst > perTick:
 		return c.pour(dst, classMoving)
+	case running > 0:
+		return c.pour(dst, classRunning)
 	case c.burst <= perTick:
 		return c.first(dst)
 	}
@@ -138,6 +149,7 @@ const (
 	classFree class = iota
 	classFreeOrMoving
 	classMoving
+	classRunning
 	classReady
 	classComing
 	classHung
@@ -152,6 +164,8 @@ func (k class) has(v *View) bool {
 		return v.free() || v.moving()
 	case classMoving:
 		return v.moving()
+	case classRunning:
+		return v.running()
 	case classReady:
 		return v.State == Ready
 	case classComing:
@@ -174,9 +188,9 @@ type chooser struct {
 // weighs as much as several open ones, since one waits for it; among blocked ones there is nothing but the wait.
 func (c *chooser) load(v *View, k class) int {
 	switch {
-	case !c.conns || k > classMoving:
+	case !c.conns || k > classRunning:
 		return v.Queue
-	case k == classMoving:
+	case k >= classMoving:
 		return v.Conns + perTick*v.Queue
 	}
 	return v.Conns + v.Queue
@@ -201,7 +215,7 @@ func (c *chooser) least(k class) int {
 }
 
 // gulp is how many connections an event loop takes in the time in which others can get free: it answers one in about a millisecond.
-const gulp = 16
+const gulp = 32
 
 // first appends the ready members that are likely to be the first to get on: with the shortest queue, they have been blocked for the longest. Blocked workers
 // tend to be blocked for similar times, and among connections that all wait, it is better that a few wait for one worker than that each of the others has some
@@ -256,7 +270,7 @@ func (c *chooser) pour(dst []int, k class) []int {
 			level = mid + 1
 		}
 	}
-	if c.conns && k <= classMoving {
+	if c.conns && k <= classRunning {
 		level = max(level, least+1+slack(least))
 	}
 	equal := true

@@ -18,6 +18,7 @@ func unknown(conns int) View { return View{State: Ready, Conns: conns} }
 
 func (v View) queued(n int) View        { v.Queue = n; return v }
 func (v View) lag(d time.Duration) View { v.Lag = d; return v }
+func (v View) asleep() View             { v.Asleep = true; return v }
 func (v View) gulps() View              { v.Gulps = true; return v }
 func in(s State) View                   { return View{State: s, Wait: Idle} }
 
@@ -53,6 +54,10 @@ func TestChoose(t *testing.T) {
 		{"none free: the moving one with the shortest queue", []View{busy(2).queued(1), busy(1).queued(2), blocked(0)}, 0, []int{0}},
 		{"none free: and the fewest connections", []View{busy(5), busy(3), busy(4), busy(0).queued(1), blocked(0)}, 0, []int{1}},
 		{"none free: a burst fills the queues of the moving", []View{busy(9).queued(2), busy(0).queued(3), blocked(0)}, 12, []int{0, 1}},
+		{"none free: a running one rather than one that sleeps", []View{busy(0).asleep(), busy(5).queued(2), blocked(0)}, 0, []int{1}},
+		{"none free: but a burst goes to both", []View{busy(0).asleep(), busy(5), blocked(0)}, 12, []int{0, 1}},
+		{"none running: the one that has slept for the longest", []View{busy(0).asleep(), blocked(0).lag(2 * time.Second).asleep(), blocked(0).asleep()}, 0, []int{1}},
+		{"one that sleeps has clearly fewer connections than the free ones", []View{busy(0).asleep(), idle(2), idle(3)}, 0, []int{0}},
 		{"none moving: the shortest queue", []View{blocked(0).queued(2), blocked(9).queued(1), blocked(0).queued(1)}, 0, []int{1, 2}},
 		{"none moving: connections do not count", []View{blocked(0), blocked(9)}, 0, []int{0, 1}},
 		{"none moving: of equal queues, the one that is blocked for the longest", []View{blocked(0), blocked(9).lag(2 * time.Second), blocked(0)}, 1, []int{1}},
@@ -119,11 +124,12 @@ func TestShelter(t *testing.T) {
 
 var anyView = rapid.Custom(func(t *rapid.T) View {
 	return View{
-		State: rapid.SampledFrom([]State{Ready, Ready, Ready, Down, Starting, Hung, Draining, Standby, Leaving}).Draw(t, "state"),
-		Wait:  rapid.SampledFrom([]Wait{Unknown, Idle, Busy}).Draw(t, "wait"),
-		Queue: rapid.SampledFrom([]int{0, 0, 1, 2, 100}).Draw(t, "queue"),
-		Conns: rapid.IntRange(-1, 40).Draw(t, "conns"),
-		Lag:   rapid.SampledFrom([]time.Duration{0, time.Millisecond, time.Second}).Draw(t, "lag"),
+		State:  rapid.SampledFrom([]State{Ready, Ready, Ready, Down, Starting, Hung, Draining, Standby, Leaving}).Draw(t, "state"),
+		Wait:   rapid.SampledFrom([]Wait{Unknown, Idle, Busy}).Draw(t, "wait"),
+		Queue:  rapid.SampledFrom([]int{0, 0, 1, 2, 100}).Draw(t, "queue"),
+		Conns:  rapid.IntRange(-1, 40).Draw(t, "conns"),
+		Asleep: rapid.Bool().Draw(t, "asleep"),
+		Lag:    rapid.SampledFrom([]time.Duration{0, time.Millisecond, time.Second}).Draw(t, "lag"),
 	}
 })
 
@@ -132,7 +138,7 @@ func TestChooseProperties(t *testing.T) {
 		members := rapid.SliceOfN(anyView, 0, 12).Draw(t, "members")
 		burst := rapid.IntRange(0, 200).Draw(t, "burst")
 		got := Choose(nil, members, burst)
-		ready, free, moving := 0, 0, 0
+		ready, free, running := 0, 0, 0
 		for _, v := range members {
 			if v.State == Ready {
 				ready++
@@ -140,8 +146,8 @@ func TestChooseProperties(t *testing.T) {
 			if v.free() {
 				free++
 			}
-			if v.moving() {
-				moving++
+			if v.running() {
+				running++
 			}
 		}
 		if (len(got) > 0) != (ready > 0) {
@@ -157,8 +163,10 @@ func TestChooseProperties(t *testing.T) {
 				t.Fatalf("member %d is %v", i, v.State)
 			case free > 0 && !v.free() && !v.moving():
 				t.Fatalf("member %d is blocked while others are free", i)
-			case free == 0 && moving > 0 && !v.moving():
+			case free == 0 && running > 0 && !v.moving():
 				t.Fatalf("member %d is blocked while others get on", i)
+			case free == 0 && running > 0 && burst <= perTick && !v.running():
+				t.Fatalf("member %d sleeps while others run", i)
 			}
 		}
 		// Nobody of the same kind as a chosen one, with no more connections and no longer queue, is left out.
@@ -168,7 +176,7 @@ func TestChooseProperties(t *testing.T) {
 			}
 			for _, j := range got {
 				w := members[j]
-				if v.free() == w.free() && v.moving() == w.moving() && v.Queue <= w.Queue && v.Conns == w.Conns {
+				if v.free() == w.free() && v.moving() == w.moving() && v.running() == w.running() && v.Lag == w.Lag && v.Queue <= w.Queue && v.Conns == w.Conns {
 					t.Fatalf("member %d is no worse than %d and left out of %v", i, j, got)
 				}
 			}

@@ -5,51 +5,141 @@ import (
 	"time"
 )
 
-// TestPaceKeepsToItsShare has looks of a known cost, on a clock that counts nothing else.
+const ms = time.Millisecond
+
+// paced looks again and again, on a clock that counts nothing but looks of the cost given, at connections that come each gap, when they are asked for, and else when the
+// pace says so. It returns how much of a processor the second half of the looks took, and at what part of the connections it looked.
+func paced(p *pace, cost, gap time.Duration, soon bool) (share, seen float64) {
+	const looks = 160 * paceLooks
+	used, now := time.Second, time.Duration(0)
+	var began, before, asked time.Duration
+	atConnections := 0
+	armed := false
+	for i := range looks {
+		if i == looks/2 {
+			began, before, atConnections = now, used, 0
+		}
+		used += cost
+		p.look(now, func() time.Duration { return used })
+		if !armed && p.asks() {
+			asked, armed = now, true
+		}
+		next := now + p.pause(soon)
+		if comes := now + gap - now%gap; armed && comes < next {
+			next, armed = comes, false
+			p.came(comes - asked)
+			atConnections++
+		}
+		now = next
+	}
+	return float64(used-before) / float64(now-began), float64(atConnections) * float64(gap) / float64(now-began)
+}
+
+// TestPaceKeepsToItsShare: whatever happens, looks do not take more than they may, but for those that are as seldom as can be; and connections are all looked at as
+// long as that is affordable.
 func TestPaceKeepsToItsShare(t *testing.T) {
-	const ms = time.Millisecond
-	for _, c := range []struct {
-		cost, tick time.Duration
-	}{
-		{3 * time.Microsecond, ms}, // it does not look more often than it is worth
-		{27 * time.Microsecond, 1500 * time.Microsecond},
-		{45 * time.Microsecond, 2500 * time.Microsecond},
-		{500 * time.Microsecond, 4 * ms}, // nor less often than it must
-	} {
-		p := newPace(ms, 4*ms)
-		used := time.Second
-		asked := 0
-		var tick time.Duration
-		for range 40 * paceLooks {
-			used += c.cost
-			tick = p.next(func() time.Duration { asked++; return used })
+	for _, cost := range []time.Duration{3 * time.Microsecond, 15 * time.Microsecond, 27 * time.Microsecond, 45 * time.Microsecond} {
+		for _, soon := range []bool{false, true} {
+			for _, gap := range []time.Duration{50 * time.Microsecond, 1001 * time.Microsecond, 3001 * time.Microsecond, 7 * ms, time.Hour} {
+				p := newPace(ms, 4*ms)
+				share, seen := paced(&p, cost, gap, soon)
+				if most := min(paceShare, float64(cost)/float64(ms)); share > 1.05*most {
+					t.Errorf("looks of %v, a connection each %v, soon %v: %.4f of a processor, at most %.4f", cost, gap, soon, share, most)
+				}
+				if affordable := float64(p.cost) < 0.95*float64(gap); gap != time.Hour && affordable && !soon && seen < 0.99 {
+					t.Errorf("looks of %v, a connection each %v, soon %v: %.3f of the connections were looked at", cost, gap, soon, seen)
+				}
+				if gap < ms && seen > 0.1 {
+					t.Errorf("looks of %v, a connection each %v, soon %v: %.3f of the connections were looked at", cost, gap, soon, seen)
+				}
+			}
 		}
-		if diff := (tick - c.tick).Abs(); diff > c.tick/50 {
-			t.Errorf("a look of %v: one every %v, want %v", c.cost, tick, c.tick)
+	}
+}
+
+// TestPaceLooksAtTimes: when connections come too fast, looks are as regular as they are without being told of any.
+func TestPaceLooksAtTimes(t *testing.T) {
+	p := newPace(ms, 4*ms)
+	for range 200 {
+		p.came(0)
+	}
+	asked := 0
+	for i := range 16 * paceSamples {
+		now := time.Duration(i) * p.cost
+		p.look(now, func() time.Duration { return 0 })
+		if p.asks() {
+			asked++
 		}
-		if asked > 41 {
-			t.Errorf("asked %d times for the CPU time in %d looks", asked, 40*paceLooks)
+		if got := p.pause(false); got != p.cost {
+			t.Fatalf("a pause of %v, want %v", got, p.cost)
 		}
+	}
+	if asked != 16 {
+		t.Errorf("asked for %d connections in %d looks, want 16", asked, 16*paceSamples)
+	}
+	for range 3 * paceSamples {
+		p.came(time.Second)
+	}
+	if p.rushed() {
+		t.Error("it does not notice that they come slower again")
+	}
+}
+
+// TestPaceAsksSeldom: the CPU time is asked for once in many looks.
+func TestPaceAsksSeldom(t *testing.T) {
+	p := newPace(ms, 4*ms)
+	asked := 0
+	for i := range 40 * paceLooks {
+		p.look(time.Duration(i)*ms, func() time.Duration { asked++; return time.Second })
+	}
+	if asked > 41 {
+		t.Errorf("asked %d times for the CPU time in %d looks", asked, 40*paceLooks)
+	}
+}
+
+// TestPaceSaves: what is saved while little happens is spent when much does, and not more than that.
+func TestPaceSaves(t *testing.T) {
+	p := newPace(ms, 4*ms)
+	none := func() time.Duration { return 0 }
+	p.look(time.Hour, none)
+	if got := p.pause(false); got != 4*ms {
+		t.Errorf("with all that can be saved a pause of %v, want %v", got, 4*ms)
+	}
+	if got := p.pause(true); got != ms {
+		t.Errorf("one that is to be short: %v, want %v", got, ms)
+	}
+	n := 0
+	for ; p.asks(); n++ {
+		p.look(time.Hour, none)
+		if p.credit >= 0 && p.credit < p.cost {
+			if got := p.pause(false); got != paceRest*4*ms {
+				t.Errorf("with hardly anything saved a pause of %v, want %v", got, paceRest*4*ms)
+			}
+			if got := p.pause(true); got != p.cost {
+				t.Errorf("one that is to be short: %v, want %v", got, p.cost)
+			}
+		}
+	}
+	if n != paceSaved {
+		t.Errorf("%d looks at once after an hour, want %d", n, paceSaved)
+	}
+	if got := p.pause(true); got != 2*p.cost {
+		t.Errorf("then a pause of %v, want %v", got, 2*p.cost)
 	}
 }
 
 // TestPaceForgetsWhatOthersUsed: the CPU time of a start of workers, in a sleep, is not the price of looks.
 func TestPaceForgetsWhatOthersUsed(t *testing.T) {
-	p := newPace(time.Millisecond, 4*time.Millisecond)
-	used := time.Second
-	look := func() time.Duration {
-		used += 36 * time.Microsecond // affordable every 2 ms, as it begins
-		return p.next(func() time.Duration { return used })
-	}
-	for range 10 * paceLooks {
-		look()
-	}
-	before := p.tick
-	used += 10 * time.Second
+	p := newPace(ms, 4*ms)
+	paced(&p, 36*time.Microsecond, time.Hour, true)
+	before := p.cost
 	p.restart()
+	used := 10 * time.Hour
 	for range 2 * paceLooks {
-		if tick := look(); tick != before {
-			t.Fatalf("%v, was %v", tick, before)
+		used += 36 * time.Microsecond
+		p.look(time.Hour, func() time.Duration { return used })
+		if p.cost != before {
+			t.Fatalf("%v, was %v", p.cost, before)
 		}
 	}
 }

@@ -72,9 +72,12 @@ const (
 	Blocked
 	// Dying: the kernel is ending process PID of a member, which gets nothing new any more. Its exit follows when its memory has been given back.
 	Dying
+	// Timed: the kernel does not tell of connections that a worker takes at once, Err says why: workers are looked at a little less often than it would take to see
+	// each block before the next connection.
+	Timed
 )
 
-var kindNames = [...]string{"none", "stuck", "unstuck", "ignored", "drained", "left", "shut", "failed", "reachable", "blocked", "dying"}
+var kindNames = [...]string{"none", "stuck", "unstuck", "ignored", "drained", "left", "shut", "failed", "reachable", "blocked", "dying", "timed"}
 
 // String gives the kind's name.
 func (k EventKind) String() string { return kindNames[k] }
@@ -105,9 +108,11 @@ type Stat struct {
 
 // Options are the Poller's times. A zero field means the default.
 type Options struct {
-	// Tick is the time between two looks at the workers while there is traffic. The default is as often as a fiftieth of a processor allows, from 1 to 4 ms; up to 8 ms
-	// from 17 members on, to 12 ms from 33 on, and so on up to 32 ms: among many a blocked one is hit less often.
+	// Tick is the time that pays for a look at the workers while there is traffic. The default is what makes looks take a fiftieth of a processor, from 1 to 4 ms; up
+	// to 8 ms from 17 members on, to 12 ms from 33 on, and so on up to 32 ms: among many a blocked one is hit less often.
 	Tick time.Duration
+	// Timed has looks at times of their own only, each Tick, as where the kernel does not tell of connections. It is there to compare.
+	Timed bool
 	// Quiet is how long no new connection must have been seen before the Poller goes to sleep; default 100 ms.
 	Quiet time.Duration
 	// Idle is the time between two looks while nothing can change quickly, but something is waited for: a Draining member, a queue nobody takes from, a group
@@ -138,26 +143,30 @@ func (o *Options) defaults() {
 // Poller keeps the programs of reuseport groups right. It has a goroutine of its own that owns all its state; the methods may be called from one other
 // goroutine, and never block it.
 //
-// While there are new connections it looks at every member once per tick, without allocating, and attaches a new program when the choice has changed. When no
-// new one has been seen for a while it goes to sleep in the runtime's network poller, and costs no wake-ups until a connection arrives at one of the sockets.
+// While there are new connections it looks at every member when one has come and every few milliseconds, as often as its share of a processor allows, without
+// allocating, and attaches a new program when the choice has changed. When no new one has been seen for a while it goes to sleep in the runtime's network poller,
+// and costs no wake-ups until a connection arrives at one of the sockets.
 type Poller struct {
 	opts   Options
 	events chan Event
 	asks   chan chan<- []Stat
 	update atomic.Pointer[Membership]
 	closed atomic.Bool
+	ending atomic.Bool
 	ended  chan struct{}
 
-	// The goroutine waits for a timerfd in the runtime's poller: one wake-up per tick, where a timer of the runtime takes up to three. Whoever has something for it
-	// makes the timer expire at once.
-	timer   *os.File
+	// The goroutine waits, in the runtime's poller, for an epoll of a timerfd and of the eventfd of arrivals: one wake-up per look, where a timer of the runtime takes up
+	// to three. Whoever has something for it makes the timer expire at once.
+	wake    *os.File
 	timerfd int
-	// Sleep is an epoll of the members, armed only while there is no traffic; a second goroutine waits for it. It is in the runtime's poller too.
+	event   int
+	// Sleep is an epoll of the members, armed only while there is no traffic and where arrivals do not work; a second goroutine waits for it. It is in the runtime's
+	// poller too.
 	sleep   *os.File
 	sleepfd int
 	dozed   chan struct{} // closed when the second goroutine has ended
 	woken   atomic.Bool   // a connection has ended the sleep
-	// Queues is an epoll of the members in which those are ready that hold connections or were shut. Nobody ever waits for it.
+	// Queues is an epoll of the members in which those become ready, once, that get a connection or are shut. Only arrivals waits for it.
 	queues int
 
 	// What follows belongs to the goroutine.
@@ -167,13 +176,22 @@ type Poller struct {
 	workers  []*worker
 	all      []*member // of all groups, by the number in the events of queues
 	full     []unix.EpollEvent
-	foreign  bool          // some worker runs as somebody else
+	foreign  bool // some worker runs as somebody else
+	steered  int  // members of groups with a choice
+	arrivals arrivals
+	asked    time.Duration // when arrivals was asked
+	tried    bool          // arrivals was opened once, or is not to be any more
+	failure  error         // why it does not work, not reported yet
+	asleep   bool          // nothing but a connection or a message is waited for
+	scarce   bool          // some group had no free member at the last look
 	traffic  time.Duration // when the last new connection was seen
 	arrived  int           // connections seen to arrive in this tick
-	burst    int           // connections expected in the next tick
+	counted  time.Duration // since when they were counted in lately
+	lately   int           // those of the looks of the last millisecond, if there was more than one
+	burst    int           // connections expected until the next look
 	pace     pace
 	spent    unix.Timespec   // for cpuTime
-	asked    []chan<- []Stat // not answered yet
+	owed     []chan<- []Stat // not answered yet
 	watched  time.Duration   // when watch was called last
 	salt     uint16
 	builder  Builder
@@ -200,6 +218,7 @@ type member struct {
 	w        *worker // nil without a process
 	group    *group
 	queue    int
+	before   int           // the queue at the look before
 	full     bool          // epoll says that there is something to see
 	held     time.Duration // since when the queue has not been empty and nothing was accepted
 	out      time.Duration // since when it has been out of the program, for Draining
@@ -236,30 +255,47 @@ func newPoller(opts Options) (*Poller, error) {
 		pace:   newPace(shortestTick, longestTick),
 		self:   identity{uint32(os.Geteuid()), uint32(os.Getegid())},
 	}
-	fds := [...]int{-1, -1, -1}
+	if opts.Tick != 0 {
+		p.pace = newPace(min(opts.Tick, shortestTick), max(opts.Tick, longestTick))
+		p.pace.cost, p.pace.credit = opts.Tick, paceSaved*opts.Tick
+	}
+	fds := [...]int{-1, -1, -1, -1, -1}
 	if err := openAll(&fds); err != nil {
 		for _, fd := range fds {
 			closeFD(fd)
 		}
 		return nil, err
 	}
-	p.timerfd, p.sleepfd, p.queues = fds[0], fds[1], fds[2]
-	p.timer, p.sleep = os.NewFile(uintptr(p.timerfd), "timer"), os.NewFile(uintptr(p.sleepfd), "epoll of held sockets")
+	p.timerfd, p.event, p.queues, p.sleepfd = fds[0], fds[1], fds[2], fds[4]
+	p.wake, p.sleep = os.NewFile(uintptr(fds[3]), "epoll of what is waited for"), os.NewFile(uintptr(p.sleepfd), "epoll of held sockets")
 	return p, nil
 }
 
-// openAll makes the timer and the two epolls.
-func openAll(fds *[3]int) (err error) {
+// openAll makes the timer, the eventfd, and the epolls: of queues, of the first two, and of sleep.
+func openAll(fds *[5]int) (err error) {
 	if fds[0], err = unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_CLOEXEC|unix.TFD_NONBLOCK); err != nil {
 		return os.NewSyscallError("timerfd_create", err)
 	}
-	for i := range fds[1:] {
-		if fds[1+i], err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+	if fds[1], err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return os.NewSyscallError("eventfd", err)
+	}
+	for i := range fds[2:] {
+		if fds[2+i], err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 			return os.NewSyscallError("epoll_create1", err)
 		}
 	}
-	// Makes NewFile put it into the runtime's poller.
-	return os.NewSyscallError("fcntl", unix.SetNonblock(fds[1], true))
+	for _, fd := range fds[:2] {
+		if err := unix.EpollCtl(fds[3], unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET}); err != nil {
+			return os.NewSyscallError("epoll_ctl", err)
+		}
+	}
+	// Makes NewFile put them into the runtime's poller.
+	for _, fd := range fds[3:] {
+		if err := unix.SetNonblock(fd, true); err != nil {
+			return os.NewSyscallError("fcntl", err)
+		}
+	}
+	return nil
 }
 
 // Update replaces everything the Poller knew of who is a member. It is called after each change of a group's array and of a member's state; the duplicates
@@ -311,10 +347,18 @@ func (p *Poller) Close() {
 	p.release()
 }
 
+// Ending says that the process is about to end. What takes the kernel long to give back is given back now, which may take 30 ms of the Poller's time; from here on
+// it looks at times only. It may be called more than once.
+func (p *Poller) Ending() {
+	if !p.ending.Swap(true) {
+		p.poke()
+	}
+}
+
 func (p *Poller) run() {
 	defer close(p.ended)
 	go p.doze()
-	raw, err := p.timer.SyscallConn()
+	raw, err := p.wake.SyscallConn()
 	if err != nil {
 		return // only when the file is closed
 	}
@@ -324,7 +368,7 @@ func (p *Poller) run() {
 		if armed {
 			return true
 		}
-		// The runtime has forgotten all expiries up to here, and none that comes from here on is lost. A message that came before the timer is set has set it in vain.
+		// The runtime has forgotten all events up to here, and none that comes from here on is lost. A message that came before the timer is set has set it in vain.
 		armed = true
 		if next > 0 {
 			setTimer(p.timerfd, next)
@@ -332,15 +376,23 @@ func (p *Poller) run() {
 		return p.wanted()
 	}
 	for !p.closed.Load() {
+		if p.ending.Load() {
+			p.tried = true
+			p.arrivals.close()
+		}
 		if m := p.update.Swap(nil); m != nil {
 			p.adopt(m)
 		}
 		now := time.Since(p.start)
-		if p.woken.Load() {
-			p.woken.Store(false)
-			p.pace.restart()
+		came := p.arrivals.came()
+		if came {
+			p.pace.came(now - p.asked)
+		}
+		if came || p.woken.Swap(false) {
 			p.traffic = now
-			p.burst = wakeBurst // the first of how many, nobody knows
+			if p.asleep {
+				p.burst = wakeBurst // the first of how many, nobody knows
+			}
 		}
 		next = p.tick(now)
 		p.answer()
@@ -351,9 +403,9 @@ func (p *Poller) run() {
 	}
 }
 
-// wanted tells whether there is a message.
+// wanted tells whether there is a message, or a connection has come.
 func (p *Poller) wanted() bool {
-	return p.update.Load() != nil || len(p.asks) > 0 || p.woken.Load() || p.closed.Load()
+	return p.update.Load() != nil || len(p.asks) > 0 || p.woken.Load() || p.closed.Load() || p.arrivals.pending() || p.ending.Load() && p.arrivals.works()
 }
 
 // doze waits, in a goroutine of its own, for the connection that ends the sleep. The sockets are armed for one event each.
@@ -384,15 +436,18 @@ func (p *Poller) release() {
 	for _, w := range p.workers {
 		w.close()
 	}
+	p.arrivals.close()
 	p.sleep.Close()
-	p.timer.Close()
+	p.wake.Close()
+	closeFD(p.timerfd)
+	closeFD(p.event)
 	closeFD(p.queues)
 }
 
 // adopt makes the message the state, and keeps what was learned of members and workers that are still there.
 func (p *Poller) adopt(msg *Membership) {
 	oldGroups, oldWorkers := p.groups, p.workers
-	p.groups, p.workers, p.all, p.foreign = nil, nil, nil, false
+	p.groups, p.workers, p.all, p.foreign, p.steered = nil, nil, nil, false, 0
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	for i := range msg.Groups {
@@ -418,6 +473,9 @@ func (p *Poller) adopt(msg *Membership) {
 		g.views = make([]View, len(g.members))
 		g.choice = make([]int, 0, maxShare*len(g.members))
 		g.attached = make([]int, 0, maxShare*len(g.members))
+		if !g.Hash && len(g.members) > 1 {
+			p.steered += len(g.members)
+		}
 		p.groups = append(p.groups, g)
 	}
 	for _, w := range oldWorkers {
@@ -434,11 +492,16 @@ func (p *Poller) adopt(msg *Membership) {
 		for _, m := range g.members {
 			// No events yet: only hang-ups and errors, which cannot be masked, could be reported.
 			unix.EpollCtl(p.sleepfd, unix.EPOLL_CTL_ADD, m.FD, &unix.EpollEvent{Events: unix.EPOLLONESHOT})
-			unix.EpollCtl(p.queues, unix.EPOLL_CTL_ADD, m.FD, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(len(p.all))})
+			unix.EpollCtl(p.queues, unix.EPOLL_CTL_ADD, m.FD, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(len(p.all))})
 			p.all = append(p.all, m)
 		}
 	}
 	p.full = make([]unix.EpollEvent, max(len(p.all), 1))
+	if p.steered > 0 && !p.tried && !p.opts.Timed {
+		p.tried = true
+		p.failure = p.arrivals.open(p.queues, p.event)
+	}
+	p.pace.longest = max(longestTick*time.Duration(min(1+(p.steered-1)/16, 8)), p.opts.Tick)
 }
 
 // forget takes the member's descriptor out of the epolls, where it would stay as long as anybody has the socket open, and closes it.
@@ -505,20 +568,25 @@ func (p *Poller) as(id identity, f func()) {
 // tick looks at everything once and attaches what has changed. It returns when to look again; 0 is when something arrives.
 func (p *Poller) tick(now time.Duration) time.Duration {
 	p.ticks.Add(1)
-	p.arrived = 0
-	p.lookAtWorkers(now)
+	p.arrived, p.scarce = 0, false
+	p.pace.look(now, p.cpuTime)
+	// What has come until now is fetched first, then the next is asked for, and only then the workers are looked at: so none is missed that changes what was seen.
 	for _, e := range p.full[:epollNow(p.queues, p.full)] {
 		p.all[e.Fd].full = true
 	}
-	steered, held, members := false, false, 0
+	if p.pace.asks() || now-p.traffic >= p.opts.Quiet {
+		p.ask(now)
+	}
+	// Queues before workers: a connection that is accepted meanwhile is then counted twice, and never overlooked.
+	for _, m := range p.all {
+		m.read(&p.info)
+	}
+	p.lookAtWorkers(now)
+	held := false
 	for _, g := range p.groups {
 		for _, m := range g.members {
 			p.lookAtQueue(now, m)
 			held = held || m.queue > 0
-		}
-		if !g.Hash && len(g.members) > 1 {
-			steered = true
-			members += len(g.members)
 		}
 	}
 	if p.arrived > 0 {
@@ -527,38 +595,40 @@ func (p *Poller) tick(now time.Duration) time.Duration {
 		}
 		p.traffic = now
 	}
-	p.burst = max(expected(p.arrived), p.burst*7/8)
+	if now-p.counted >= shortestTick {
+		p.counted, p.lately, p.burst = now, 0, p.burst*7/8
+	}
+	p.lately += p.arrived
+	p.burst = max(expected(p.lately), p.burst)
 	quiet := now-p.traffic >= p.opts.Quiet
 	burst := p.burst
 	if quiet {
 		burst = math.MaxInt16 // what comes next may come all at once, before the next tick
 	}
-	pending := false
+	if p.failure != nil && p.send(Event{Kind: Timed, Err: p.failure}) {
+		p.failure = nil
+	}
+	pending := p.failure != nil
 	for _, g := range p.groups {
 		p.steer(now, g, burst, quiet)
 		pending = p.report(now, g) || pending
 	}
 	watching := p.watch(now, quiet)
+	p.asleep = quiet
 	switch {
-	case !quiet && steered:
-		return p.pause(members)
-	case !quiet:
+	case !quiet && p.steered == 0:
 		return p.opts.Idle
+	case !quiet && p.arrivals.works():
+		return p.pace.pause(p.scarce)
+	case !quiet:
+		return p.pace.cost
 	}
-	p.listenIn()
+	p.pace.restart()
+	p.listenIn(now)
 	if held || pending {
 		return p.opts.Idle
 	}
 	return watching
-}
-
-// pause is the time until the next look at so many members while there is traffic.
-func (p *Poller) pause(members int) time.Duration {
-	if p.opts.Tick != 0 {
-		return p.opts.Tick
-	}
-	p.pace.longest = longestTick * time.Duration(min(1+(members-1)/16, 8))
-	return p.pace.next(p.cpuTime)
 }
 
 // The bounds of the time between two looks. More looks than with the shortest find hardly any blocked worker sooner than its next connection comes.
@@ -567,9 +637,9 @@ const (
 	longestTick  = 4 * time.Millisecond
 )
 
-// cpuTime is what this process has used.
+// cpuTime is what this process has used, 0 when it is unknown or does not matter.
 func (p *Poller) cpuTime() time.Duration {
-	if unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &p.spent) != nil {
+	if p.opts.Tick != 0 || unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &p.spent) != nil {
 		return 0
 	}
 	return time.Duration(p.spent.Nano())
@@ -614,18 +684,26 @@ func (p *Poller) lookAtWorkers(now time.Duration) {
 	}
 }
 
-// lookAtQueue reads the length of a member's accept queue and draws the conclusions for the member.
+// read reads the length of the member's accept queue.
+func (m *member) read(info *tcpInfo) {
+	m.before = m.queue
+	if m.FD < 0 {
+		return
+	}
+	queue, listens := 0, true
+	if m.full || m.before > 0 || m.shut { // of the others epoll knows that they are empty
+		queue, listens = acceptQueue(m.FD, info)
+		m.full = false
+	}
+	m.queue, m.shut = queue, !listens
+}
+
+// lookAtQueue draws the conclusions from a member's queue.
 func (p *Poller) lookAtQueue(now time.Duration, m *member) {
 	if m.FD < 0 {
 		return
 	}
-	before := m.queue
-	queue, listens := 0, true
-	if m.full || before > 0 || m.shut { // of the others epoll knows that they are empty
-		queue, listens = acceptQueue(m.FD, &p.info)
-		m.full = false
-	}
-	m.queue, m.shut = queue, !listens
+	queue, before := m.queue, m.before
 	p.arrived += max(0, queue-before)
 	if queue == 0 || before == 0 || queue < before || m.held == 0 {
 		m.held = now // before may be long ago: nothing is looked at while there is no traffic
@@ -673,7 +751,7 @@ func (m *member) view(now time.Duration, opts *Options) View {
 	}
 	v.Lag = now - m.w.moved
 	v.Gulps = m.w.gulps
-	v.Wait = m.w.wait
+	v.Wait, v.Asleep = m.w.wait, m.w.asleep
 	if !opts.NoConns {
 		v.Conns = m.w.conns
 	}
@@ -692,9 +770,12 @@ func (p *Poller) steer(now time.Duration, g *group, burst int, last bool) {
 		}
 		return
 	}
+	free := false
 	for i, m := range g.members {
 		g.views[i] = m.view(now, &p.opts)
+		free = free || g.views[i].free()
 	}
+	p.scarce = p.scarce || !free && len(g.members) > 1
 	g.choice = pick(g.choice[:0], g.views, burst)
 	exact := last || burst >= wakeBurst/2
 	if !g.stale && (slices.Equal(g.attached, g.choice) || !exact && serves(g.attached, g.choice)) {
@@ -859,8 +940,20 @@ func (p *Poller) send(e Event) bool {
 	}
 }
 
+// ask makes the next connection at any member wake the Poller, and tells whether it will.
+func (p *Poller) ask(now time.Duration) bool {
+	if p.arrivals.armed {
+		return true
+	}
+	p.asked = now
+	return p.arrivals.arm() == nil
+}
+
 // listenIn makes the next connection at any member wake the Poller. A member that holds connections already would wake it at once, and is left out.
-func (p *Poller) listenIn() {
+func (p *Poller) listenIn(now time.Duration) {
+	if p.ask(now) {
+		return
+	}
 	for _, g := range p.groups {
 		for _, m := range g.members {
 			if m.FD < 0 || m.queue > 0 || m.shut {
@@ -875,16 +968,16 @@ func (p *Poller) listenIn() {
 // answer sends what is known to those who asked. Who has called Update before is not told of what was before that, but after the next look.
 func (p *Poller) answer() {
 	for {
-		for _, reply := range p.asked {
+		for _, reply := range p.owed {
 			select {
 			case reply <- p.stats():
 			default:
 			}
 		}
-		p.asked = p.asked[:0]
+		p.owed = p.owed[:0]
 		select {
 		case reply := <-p.asks:
-			p.asked = append(p.asked, reply)
+			p.owed = append(p.owed, reply)
 		default:
 			return
 		}

@@ -8,14 +8,21 @@ import (
 	"time"
 )
 
-var simTicks = flag.String("sim.ticks", "1ms,2ms", "times between two looks of TestTailSimulated")
+var (
+	simTicks   = flag.String("sim.ticks", "1ms,2ms,0", "times between two looks of TestTailSimulated; 0 is looks at connections, at the pace that Poller keeps")
+	simLatency = flag.Duration("sim.latency", 100*time.Microsecond, "how long after a connection it is looked at")
+	simCost    = flag.Duration("sim.cost", 2*time.Millisecond, "the time that pays for a look")
+	simLength  = flag.Duration("sim.length", 300*time.Second, "the length of the load of TestTailSimulated")
+)
 
 // simWorker is a model of serveLoop: one thread that accepts all that is pending when it has nothing left to do, and runs the handlers in turn.
 type simWorker struct {
 	queue, local []int // requests, by their number
 	until        time.Duration
 	working      bool
+	blocks       bool // the request in hand does
 	moved        time.Duration
+	conns, wait  int // at the look before
 }
 
 // simulation runs a load against workers and the choice made once per tick. It has no noise: what it shows is the choice's own doing.
@@ -30,35 +37,59 @@ type simulation struct {
 	burst   int
 	arrived int
 
-	attaches int
+	attaches, looks int
 }
 
-// run returns how long each request took.
+// run returns how long each request took. A tick of 0 is looks at connections.
 func (s *simulation) run(workers int, tick time.Duration) []time.Duration {
 	s.workers = make([]simWorker, workers)
 	s.took = make([]time.Duration, len(s.load))
 	views := make([]View, workers)
 	r := rand.New(rand.NewPCG(3, 3))
+	pace := newPace(shortestTick, longestTick)
+	pace.cost = *simCost
 	var choice []int
-	for now := time.Duration(0); s.next < len(s.load); now += tick {
+	var asked, came time.Duration
+	armed := false
+	for now := time.Duration(0); s.next < len(s.load); {
+		free := false
 		for i := range s.workers {
 			s.workers[i].advance(s, now)
 			views[i] = s.workers[i].view(now)
+			free = free || views[i].free()
 		}
 		s.burst = max(s.arrived, s.burst*7/8)
 		s.arrived = 0
+		s.looks++
+		if armed && now == came+*simLatency {
+			pace.came(now - asked)
+			armed = false
+		}
+		pace.look(now, func() time.Duration { return 0 })
 		if now := s.choose(now, views, s.burst); !serves(choice, now) {
 			choice = now
 			s.attaches++
 		}
-		for ; s.next < len(s.load) && s.load[s.next].at < now+tick; s.next++ {
+		due := now + tick
+		if tick == 0 {
+			due = now + pace.pause(!free)
+			if !armed && pace.asks() {
+				asked, armed = now, true
+			}
+		}
+		for ; s.next < len(s.load) && s.load[s.next].at < due; s.next++ {
+			at := s.load[s.next].at
 			s.port += 2 + 2*r.IntN(8) // as Linux clients do
 			w := &s.workers[choice[s.port>>portShift%len(choice)]]
-			w.advance(s, s.load[s.next].at)
+			w.advance(s, at)
 			w.queue = append(w.queue, s.next)
-			w.advance(s, s.load[s.next].at)
+			w.advance(s, at)
 			s.arrived++
+			if armed && at+*simLatency < due {
+				came, due = at, at+*simLatency
+			}
 		}
+		now = due
 	}
 	for i := range s.workers {
 		s.workers[i].advance(s, time.Hour*1000)
@@ -74,7 +105,6 @@ func (w *simWorker) advance(s *simulation, now time.Duration) {
 			}
 			s.took[w.local[0]] = w.until - s.load[w.local[0]].at
 			w.local, w.working = w.local[1:], false
-			w.moved = w.until
 		}
 		if len(w.local) == 0 {
 			w.local, w.queue = w.queue, nil
@@ -83,7 +113,7 @@ func (w *simWorker) advance(s *simulation, now time.Duration) {
 			return
 		}
 		// A worker that was idle begins when the request comes, one that was not goes on where it ended.
-		w.working = true
+		w.working, w.blocks = true, s.load[w.local[0]].block
 		w.until = max(w.until, s.load[w.local[0]].at) + s.work(s.load[w.local[0]])
 	}
 }
@@ -92,8 +122,12 @@ func (w *simWorker) view(now time.Duration) View {
 	v := View{State: Ready, Wait: Busy, Queue: len(w.queue), Conns: len(w.local), Gulps: true}
 	if !w.working {
 		v.Wait = Idle
+	}
+	if !w.working || len(w.local) != w.conns || len(w.queue) < w.wait {
 		w.moved = now
 	}
+	v.Asleep = w.working && w.blocks
+	w.conns, w.wait = len(w.local), len(w.queue)
 	v.Lag = now - w.moved
 	return v
 }
@@ -135,7 +169,7 @@ func TestTailSimulated(t *testing.T) {
 			{2 * time.Millisecond, 1.1},
 		} {
 			quick := c.quick
-			load := poisson(rate, 300*time.Second, 99)
+			load := poisson(rate, *simLength, 99)
 			best := lateShare(load, idealWork(load, 4, simWork(quick)))
 			run := func(tick time.Duration, choose func(time.Duration, []View, int) []int) float64 {
 				s := &simulation{load: load, work: simWork(quick), choose: choose}
@@ -149,6 +183,9 @@ func TestTailSimulated(t *testing.T) {
 					t.Fatal(err)
 				}
 				steered, withoutConns, withoutWait := run(tick, forget(false, false)), run(tick, forget(false, true)), run(tick, forget(true, false))
+				s := &simulation{load: load, work: simWork(quick), choose: forget(false, false)}
+				s.run(4, tick)
+				t.Logf("%.0f looks a second", float64(s.looks)/simLength.Seconds())
 				t.Logf("%v/s of %v, tick %v: %.2f %% late, without connections %.2f, without wait channel %.2f, by queue %.2f, by hash %.2f; ideal %.2f",
 					rate, quick, tick, steered, withoutConns, withoutWait, byQueue, byHash, best)
 				// Where hardly anything is late in the ideal world, a few requests more are as good as equal.

@@ -191,7 +191,8 @@ var modes = []struct {
 	{"queue", false, &Options{QueueOnly: true, NoConns: true}},
 	{"queue+wait", false, &Options{NoConns: true}},
 	{"steer", false, &Options{}},
-	{"steer1ms", false, &Options{Tick: time.Millisecond}},
+	{"timed", false, &Options{Timed: true}},
+	{"timed1ms", false, &Options{Timed: true, Tick: time.Millisecond}},
 }
 
 // TestTail compares how many requests wait behind a blocked worker: 4 workers, Poisson arrivals, 2 % of them block their worker for 200 ms. The long form

@@ -1,0 +1,262 @@
+package steer
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// arrivalsOf opens an arrivals for a listening socket.
+func arrivalsOf(t *testing.T, listener int) (a *arrivals, epoll int) {
+	t.Helper()
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	event, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, listener, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET}); err != nil {
+		t.Fatal(err)
+	}
+	a = &arrivals{}
+	if err := a.open(epoll, event); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		a.close()
+		unix.Close(epoll)
+		unix.Close(event)
+	})
+	return a, epoll
+}
+
+// told waits until a connection is told of, as its reader does: for the eventfd.
+func (a *arrivals) told(t *testing.T) bool {
+	t.Helper()
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(a.event), Events: unix.POLLIN}}, 5000)
+		if err == unix.EINTR {
+			continue
+		}
+		var count [8]byte
+		unix.Read(a.event, count[:])
+		return n == 1 && err == nil
+	}
+}
+
+// TestArrivalsOfAcceptedConnections: what an epoll does not tell of, because it is accepted before anybody looks, is told.
+func TestArrivalsOfAcceptedConnections(t *testing.T) {
+	g := newGroup(t, "127.0.0.1", 1)
+	a, epoll := arrivalsOf(t, g.fds[0])
+	ready := make([]unix.EpollEvent, 1)
+	for i := range 20 {
+		if a.pending() || a.came() {
+			t.Fatalf("connection %d is told of before it comes", i)
+		}
+		c := g.connect([4]byte{})
+		fd, _, err := unix.Accept(g.fds[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		unix.Close(fd)
+		closeHard(c)
+		if n := epollNow(epoll, ready); n != 0 {
+			t.Fatal("the epoll tells of a connection that was accepted: the test shows nothing")
+		}
+		if !a.told(t) || !a.pending() || !a.came() {
+			t.Fatalf("connection %d is not told of", i)
+		}
+		if a.came() {
+			t.Fatalf("connection %d is told of twice", i)
+		}
+		if err := a.arm(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestArrivalsOfWaitingConnections: one that waits is told of once, and the next one again.
+func TestArrivalsOfWaitingConnections(t *testing.T) {
+	g := newGroup(t, "127.0.0.1", 1)
+	a, epoll := arrivalsOf(t, g.fds[0])
+	ready := make([]unix.EpollEvent, 1)
+	for i := range 3 {
+		defer closeHard(g.connect([4]byte{}))
+		if !a.told(t) || !a.came() {
+			t.Fatalf("connection %d is not told of", i)
+		}
+		if n := epollNow(epoll, ready); n != 1 {
+			t.Fatalf("the epoll has %d sockets with something new, want 1", n)
+		}
+		if err := a.arm(); err != nil {
+			t.Fatal(err)
+		}
+		if a.pending() {
+			t.Fatalf("with %d connections in the queue it tells of one at once", i+1)
+		}
+	}
+}
+
+// TestArrivalsClosed: without a context nothing is told of, and nothing is left of it in the process.
+func TestArrivalsClosed(t *testing.T) {
+	g := newGroup(t, "127.0.0.1", 1)
+	before := contexts(t)
+	a, _ := arrivalsOf(t, g.fds[0])
+	if n := contexts(t); n != before+1 {
+		t.Errorf("%d contexts, want %d", n, before+1)
+	}
+	a.close()
+	if n := contexts(t); n != before || a.works() || a.pending() || a.arm() == nil {
+		t.Errorf("%d contexts, works %v, pending %v; want %d, and nothing", n, a.works(), a.pending(), before)
+	}
+}
+
+// contexts counts the rings that the kernel has mapped into this process.
+func contexts(t *testing.T) int {
+	t.Helper()
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(maps), "/[aio]")
+}
+
+// TestSleepIsEnded: each connection ends the sleep, also when a worker takes it at once.
+func TestSleepIsEnded(t *testing.T) {
+	f := startFleet(t, 4, false, &Options{Quiet: 5 * time.Millisecond}, nil)
+	settled(t, f.poller, Ready, Ready, Ready, Ready)
+	for i := range 20 {
+		var last uint64
+		eventually(t, "it sleeps", func() bool {
+			now := f.poller.ticks.Load()
+			asleep := now == last
+			last = now
+			time.Sleep(30 * time.Millisecond)
+			return asleep
+		})
+		quickOnes(t, f, 1)
+		for deadline := time.Now().Add(10 * time.Second); f.poller.ticks.Load() == last; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("connection %d does not wake it", i)
+			}
+		}
+	}
+}
+
+// TestConnectionIsAskedFor: while there is traffic the next connection is asked for as long as it can be afforded, and then not before something has been saved up.
+func TestConnectionIsAskedFor(t *testing.T) {
+	p := tickFleet(t, 2)
+	if !p.arrivals.works() {
+		t.Fatal("the kernel does not tell of connections")
+	}
+	sa, err := unix.Getsockname(p.groups[0].members[0].FD)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Hour
+	asked := 0
+	for ; asked < 10*paceSaved; asked++ {
+		if p.tick(now); !p.arrivals.armed {
+			break
+		}
+		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", sa.(*unix.SockaddrInet4).Port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if !p.arrivals.came() {
+			t.Fatal("a connection has come and is not told of")
+		}
+	}
+	if asked != paceSaved {
+		t.Errorf("asked for %d connections at once, want %d", asked, paceSaved)
+	}
+	if pause := p.tick(now); pause <= p.pace.cost || p.arrivals.armed {
+		t.Errorf("in debt: a pause of %v, asked %v; want more than %v, and not", pause, p.arrivals.armed, p.pace.cost)
+	}
+	now += 4 * p.pace.cost
+	if p.tick(now); !p.arrivals.armed {
+		t.Error("with something saved it does not ask")
+	}
+}
+
+// TestScarceIsSoon: without a free worker anything may change soon.
+func TestScarceIsSoon(t *testing.T) {
+	p := tickFleet(t, 2)
+	if pause := p.tick(time.Hour); pause != longestTick {
+		t.Errorf("with free workers a pause of %v, want %v", pause, longestTick)
+	}
+	for _, m := range p.groups[0].members {
+		m.State = Starting
+	}
+	if pause := p.tick(2 * time.Hour); pause != shortestTick {
+		t.Errorf("without a free worker a pause of %v, want %v", pause, shortestTick)
+	}
+}
+
+// TestEnding: the context is given back, and connections are steered as before.
+func TestEnding(t *testing.T) {
+	before := contexts(t)
+	f := startFleet(t, 2, false, &Options{}, nil)
+	settled(t, f.poller, Ready, Ready)
+	if n := contexts(t); n != before+1 {
+		t.Fatalf("%d contexts, want %d", n, before+1)
+	}
+	f.poller.Ending()
+	f.poller.Ending()
+	eventually(t, "the context is gone", func() bool { return contexts(t) == before })
+	f.poller.Update(f.membership(t, nil, map[int]State{0: Standby}))
+	settled(t, f.poller, Standby, Ready)
+	if n := contexts(t); n != before {
+		t.Errorf("%d contexts after an update, want %d", n, before)
+	}
+	ticks := f.poller.ticks.Load()
+	quickOnes(t, f, 5)
+	eventually(t, "traffic is seen", func() bool { return f.poller.ticks.Load() > ticks })
+}
+
+// TestTimedIsTold: when the kernel does not tell of connections, that is reported once, and they are steered all the same.
+func TestTimedIsTold(t *testing.T) {
+	p, err := newPoller(Options{Quiet: 20 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(p.event)
+	p.event = -1 // what the kernel is to signal with
+	f := startFleet(t, 2, false, nil, nil)
+	f.poller = p
+	go p.run()
+	t.Cleanup(p.Close)
+	p.Update(f.membership(t, nil, nil))
+	if e := await(t, p, Timed, 0); !errors.Is(e.Err, unix.EBADF) || !strings.Contains(e.Err.Error(), "io_submit") {
+		t.Errorf("event %+v", e)
+	}
+	settled(t, p, Ready, Ready)
+	var last uint64
+	eventually(t, "it sleeps", func() bool {
+		now := p.ticks.Load()
+		asleep := now == last
+		last = now
+		time.Sleep(60 * time.Millisecond)
+		return asleep
+	})
+	eventually(t, "traffic wakes it", func() bool {
+		quickOnes(t, f, 1)
+		return p.ticks.Load() > last+3
+	})
+	select {
+	case e := <-p.Events():
+		if e.Kind == Timed {
+			t.Error("it is told twice")
+		}
+	default:
+	}
+}
