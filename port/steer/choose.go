@@ -91,7 +91,7 @@ func slack(least int) int { return least / 16 }
 // no running one either, the ready member that has been blocked for the longest among those with the shortest queue. When a burst is expected, which one alone should
 // not get, all moving members count as running, and without one all that have the shortest queue are chosen.
 // "Fewest" and "shortest" take in as many members as the expected burst would fill up to one level. A member that is
-// busy but moving counts as free when it has clearly fewer connections than all that are free, and when so many connections are expected that the free ones
+// running counts as free when it has clearly fewer connections than all that are free, and when so many connections are expected that the free ones
 // cannot take them at once.
 func Choose(dst []int, members []View, burst int) []int {
 	c := chooser{members: members, burst: max(burst, 1), conns: true}
@@ -112,8 +112,8 @@ func Choose(dst []int, members []View, burst int) []int {
 		c.conns = c.conns && v.Conns >= 0
 	}
 	switch {
-	case free > 0 && moving > 0 && (c.burst > perTick*free || c.lopsided()):
-		return c.pour(dst, classFreeOrMoving)
+	case free > 0 && running > 0 && (c.burst > perTick*free || c.lopsided()):
+		return c.pour(dst, classFreeOrRunning)
 	case free > 0:
 		return c.pour(dst, classFree)
 	case moving > 0 && c.burst > perTick:
@@ -147,7 +147,7 @@ type class uint8
 
 const (
 	classFree class = iota
-	classFreeOrMoving
+	classFreeOrRunning
 	classMoving
 	classRunning
 	classReady
@@ -160,8 +160,8 @@ func (k class) has(v *View) bool {
 	switch k {
 	case classFree:
 		return v.free()
-	case classFreeOrMoving:
-		return v.free() || v.moving()
+	case classFreeOrRunning:
+		return v.free() || v.running()
 	case classMoving:
 		return v.moving()
 	case classRunning:
@@ -199,7 +199,7 @@ func (c *chooser) load(v *View, k class) int {
 // lopsided tells whether every free member has clearly more connections than one that is busy for a moment. Waiting that moment is then better than
 // the lasting imbalance.
 func (c *chooser) lopsided() bool {
-	free, soon := c.least(classFree), c.least(classFreeOrMoving)
+	free, soon := c.least(classFree), c.least(classFreeOrRunning)
 	return free > soon+1+slack(soon)
 }
 

@@ -57,7 +57,8 @@ func TestChoose(t *testing.T) {
 		{"none free: a running one rather than one that sleeps", []View{busy(0).asleep(), busy(5).queued(2), blocked(0)}, 0, []int{1}},
 		{"none free: but a burst goes to both", []View{busy(0).asleep(), busy(5), blocked(0)}, 12, []int{0, 1}},
 		{"none running: the one that has slept for the longest", []View{busy(0).asleep(), blocked(0).lag(2 * time.Second).asleep(), blocked(0).asleep()}, 0, []int{1}},
-		{"one that sleeps has clearly fewer connections than the free ones", []View{busy(0).asleep(), idle(2), idle(3)}, 0, []int{0}},
+		{"one that sleeps does not count as free, however few connections it has", []View{busy(0).asleep(), idle(2), idle(3)}, 0, []int{1}},
+		{"nor when the free ones cannot take a burst", []View{busy(0).asleep(), idle(0)}, 100, []int{1}},
 		{"none moving: the shortest queue", []View{blocked(0).queued(2), blocked(9).queued(1), blocked(0).queued(1)}, 0, []int{1, 2}},
 		{"none moving: connections do not count", []View{blocked(0), blocked(9)}, 0, []int{0, 1}},
 		{"none moving: of equal queues, the one that is blocked for the longest", []View{blocked(0), blocked(9).lag(2 * time.Second), blocked(0)}, 1, []int{1}},
@@ -161,8 +162,8 @@ func TestChooseProperties(t *testing.T) {
 			switch {
 			case v.State != Ready:
 				t.Fatalf("member %d is %v", i, v.State)
-			case free > 0 && !v.free() && !v.moving():
-				t.Fatalf("member %d is blocked while others are free", i)
+			case free > 0 && !v.free() && !v.running():
+				t.Fatalf("member %d is blocked or sleeps while others are free", i)
 			case free == 0 && running > 0 && !v.moving():
 				t.Fatalf("member %d is blocked while others get on", i)
 			case free == 0 && running > 0 && burst <= perTick && !v.running():

@@ -598,7 +598,7 @@ func (p *Poller) tick(now time.Duration) time.Duration {
 	if now-p.counted >= shortestTick {
 		p.counted, p.lately, p.burst = now, 0, p.burst*7/8
 	}
-	p.lately += p.arrived
+	p.lately += max(p.arrived, 0)
 	p.burst = max(expected(p.lately), p.burst)
 	quiet := now-p.traffic >= p.opts.Quiet
 	burst := p.burst
@@ -704,7 +704,7 @@ func (p *Poller) lookAtQueue(now time.Duration, m *member) {
 		return
 	}
 	queue, before := m.queue, m.before
-	p.arrived += max(0, queue-before)
+	p.arrived += queue - before // one that was accepted meanwhile is among the new descriptors
 	if queue == 0 || before == 0 || queue < before || m.held == 0 {
 		m.held = now // before may be long ago: nothing is looked at while there is no traffic
 	}

@@ -12,7 +12,7 @@ import (
 // those: before the kernel reports one it looks again (ep_item_poll of fs/eventpoll.c). A poll of the asynchronous I/O interface believes whoever wakes it
 // (aio_poll_wake of fs/aio.c). See io_submit(2), and struct iocb and struct io_event of linux/aio_abi.h.
 //
-// A process that ends with a context for it takes some 30 ms longer, a grace period of the kernel's RCU, as does close.
+// A process that ends with a context for it takes some 30 ms longer, a grace period of the kernel's RCU (exit_aio), as does close.
 type arrivals struct {
 	context uintptr // 0: there is none
 	ring    *aioRing
@@ -72,7 +72,7 @@ func (a *arrivals) open(epoll, event int) error {
 func (a *arrivals) close() {
 	if a.context != 0 {
 		unix.Syscall(unix.SYS_IO_DESTROY, a.context, 0, 0)
-		a.context, a.armed = 0, false
+		a.context, a.ring, a.armed = 0, nil, false // a pointer to what is not mapped any more could one day point into the heap
 	}
 }
 
