@@ -108,8 +108,8 @@ type Stat struct {
 
 // Options are the Poller's times. A zero field means the default.
 type Options struct {
-	// Tick is the time that pays for a look at the workers while there is traffic. The default is what makes looks take a fiftieth of a processor, from 1 to 4 ms; up
-	// to 8 ms from 17 members on, to 12 ms from 33 on, and so on up to 32 ms: among many a blocked one is hit less often.
+	// Tick is the time that pays for a look at the workers while there is traffic. The default is what makes looks take a fiftieth of a processor, from 1 to 5 ms; up
+	// to 10 ms from 17 members on, to 15 ms from 33 on, and so on up to 40 ms: among many a blocked one is hit less often.
 	Tick time.Duration
 	// Timed has looks at times of their own only, each Tick, as where the kernel does not tell of connections. It is there to compare.
 	Timed bool
@@ -634,7 +634,7 @@ func (p *Poller) tick(now time.Duration) time.Duration {
 // The bounds of the time between two looks. More looks than with the shortest find hardly any blocked worker sooner than its next connection comes.
 const (
 	shortestTick = time.Millisecond
-	longestTick  = 4 * time.Millisecond
+	longestTick  = 5 * time.Millisecond
 )
 
 // cpuTime is what this process has used, 0 when it is unknown or does not matter.

@@ -434,6 +434,10 @@ func TestPulseIsTakenSeldom(t *testing.T) {
 	if read != 10 {
 		t.Errorf("read %d times in 1000 looks, want 10", read)
 	}
+	w.zeros, w.changed, r.line[0] = 0, true, 0
+	if w.checkPulse([]byte("0"), &r); r.line[0] != 0 {
+		t.Error("it is read of a worker that has just accepted something")
+	}
 }
 
 func TestStatField(t *testing.T) {

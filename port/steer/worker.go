@@ -28,6 +28,7 @@ type worker struct {
 
 	wait    Wait
 	files   int           // open descriptors, or -1
+	changed bool          // their number is another one than at the look before
 	base    int           // the descriptors that are no connections: the fewest ever seen
 	conns   int           // files - base, or -1
 	moved   time.Duration // when it was last seen to get on
@@ -100,6 +101,7 @@ func (w *worker) close() {
 
 // count reads how many descriptors there are, which takes nobody's identity. It returns how many more connections there are than before.
 func (w *worker) count(now time.Duration, r *readings) (more int) {
+	w.changed = false
 	if w.fdDir >= 0 {
 		n := fileSize(w.fdDir, &r.stat)
 		switch {
@@ -110,6 +112,7 @@ func (w *worker) count(now time.Duration, r *readings) (more int) {
 		case w.gone && !w.dying:
 			w.gone, w.files = false, n
 		case n != w.files:
+			w.changed = true
 			more = max(0, n-w.files)
 			w.files, w.base = n, min(w.base, n)
 			w.conns = n - w.base
@@ -153,7 +156,7 @@ func (w *worker) look(now time.Duration, r *readings) {
 // checkPulse finds out whether the kernel is ending the process: of a thread that does not sleep it reads the flags. Until a process has given its memory back nobody is told of its end, and its sockets stay open: 10 ms for a small interpreter, and a
 // hundred times as long for one with gigabytes. With each look in a row it is asked half as often.
 func (w *worker) checkPulse(name []byte, r *readings) {
-	if string(name) != "0" || !w.seenIdle {
+	if string(name) != "0" || !w.seenIdle || w.changed { // who has just accepted or closed something is alive
 		w.zeros = 0
 		return
 	}
