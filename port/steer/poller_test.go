@@ -226,20 +226,24 @@ func TestPollerReportsTheStuck(t *testing.T) {
 	settled(t, f.poller, Ready, Ready, Ready)
 }
 
+// sleeps waits until the poller has not looked for the time given, and returns how often it had.
+func sleeps(tb testing.TB, p *Poller, still time.Duration) (ticks uint64) {
+	tb.Helper()
+	eventually(tb, "the poller sleeps", func() bool {
+		ticks = p.ticks.Load()
+		time.Sleep(still)
+		return p.ticks.Load() == ticks
+	})
+	return ticks
+}
+
 // TestSleepIsNoStall: what happened before a connection came does not count, however long it was.
 func TestSleepIsNoStall(t *testing.T) {
 	f := startFleet(t, 2, false, &Options{StuckAfter: 50 * time.Millisecond, Quiet: 10 * time.Millisecond}, nil)
 	f.poller.Update(f.probed(t, nil))
 	settled(t, f.poller, Ready, Ready)
 	quickOnes(t, f, 4)
-	var last uint64
-	eventually(t, "it sleeps", func() bool {
-		now := f.poller.ticks.Load()
-		asleep := now == last
-		last = now
-		time.Sleep(100 * time.Millisecond) // the time that must not count
-		return asleep
-	})
+	sleeps(t, f.poller, 100*time.Millisecond) // the time that must not count
 	if err := unix.Kill(f.workers[1].pid, unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
@@ -847,11 +851,7 @@ func keepAliveRatio(t *testing.T, gap time.Duration) float64 {
 	t.Helper()
 	f := startFleet(t, 4, false, &Options{}, nil)
 	settled(t, f.poller, Ready, Ready, Ready, Ready)
-	eventually(t, "the poller sleeps", func() bool { // as it does before a burst out of nothing
-		before := f.poller.ticks.Load()
-		time.Sleep(50 * time.Millisecond)
-		return f.poller.ticks.Load() == before
-	})
+	sleeps(t, f.poller, 50*time.Millisecond) // as it does before a burst out of nothing
 	const n = 64
 	fds := make([]int, 0, n)
 	defer func() {

@@ -171,8 +171,10 @@ func TestTailSimulated(t *testing.T) {
 			quick := c.quick
 			load := poisson(rate, *simLength, 99)
 			best := lateShare(load, idealWork(load, 4, simWork(quick)))
+			looks := 0 // of the last run
 			run := func(tick time.Duration, choose func(time.Duration, []View, int) []int) float64 {
 				s := &simulation{load: load, work: simWork(quick), choose: choose}
+				defer func() { looks = s.looks }()
 				return lateShare(load, s.run(4, tick))
 			}
 			byHash := run(time.Millisecond, hash)
@@ -182,12 +184,9 @@ func TestTailSimulated(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				steered, withoutConns, withoutWait := run(tick, forget(false, false)), run(tick, forget(false, true)), run(tick, forget(true, false))
-				s := &simulation{load: load, work: simWork(quick), choose: forget(false, false)}
-				s.run(4, tick)
-				t.Logf("%.0f looks a second", float64(s.looks)/simLength.Seconds())
-				t.Logf("%v/s of %v, tick %v: %.2f %% late, without connections %.2f, without wait channel %.2f, by queue %.2f, by hash %.2f; ideal %.2f",
-					rate, quick, tick, steered, withoutConns, withoutWait, byQueue, byHash, best)
+				withoutConns, withoutWait, steered := run(tick, forget(false, true)), run(tick, forget(true, false)), run(tick, forget(false, false))
+				t.Logf("%v/s of %v, tick %v: %.2f %% late, without connections %.2f, without wait channel %.2f, by queue %.2f, by hash %.2f; ideal %.2f; %.0f looks a second",
+					rate, quick, tick, steered, withoutConns, withoutWait, byQueue, byHash, best, float64(looks)/simLength.Seconds())
 				// Where hardly anything is late in the ideal world, a few requests more are as good as equal.
 				if limit := c.limit*best + 0.1; steered > limit || withoutConns > limit {
 					t.Errorf("%v/s of %v, tick %v: %.2f %% and %.2f %% late; the ideal is %.2f %%", rate, quick, tick, steered, withoutConns, best)

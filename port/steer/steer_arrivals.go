@@ -16,7 +16,6 @@ import (
 type arrivals struct {
 	context uintptr // 0: there is none
 	ring    *aioRing
-	event   int // an eventfd that becomes readable when a connection has come, or -1
 	armed   bool
 	request aioRequest
 	list    *aioRequest // the argument of io_submit
@@ -49,9 +48,8 @@ const (
 	aioResultFile = 1 // IOCB_FLAG_RESFD
 )
 
-// open prepares for the epoll. Event must be an eventfd; it stays the caller's.
+// open prepares for the epoll. Event must be an eventfd, which becomes readable when a connection has come; it stays the caller's.
 func (a *arrivals) open(epoll, event int) error {
-	a.event = event
 	a.request = aioRequest{opcode: aioPoll, fd: uint32(epoll), events: unix.EPOLLIN, flags: aioResultFile, resultFile: uint32(event)}
 	a.list = &a.request
 	if _, _, errno := unix.Syscall(unix.SYS_IO_SETUP, 1, uintptr(unsafe.Pointer(&a.context)), 0); errno != 0 {

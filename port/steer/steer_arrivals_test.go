@@ -42,12 +42,12 @@ func arrivalsOf(t *testing.T, listener int) (a *arrivals, epoll int) {
 func (a *arrivals) told(t *testing.T) bool {
 	t.Helper()
 	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(a.event), Events: unix.POLLIN}}, 5000)
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(a.request.resultFile), Events: unix.POLLIN}}, 5000)
 		if err == unix.EINTR {
 			continue
 		}
 		var count [8]byte
-		unix.Read(a.event, count[:])
+		unix.Read(int(a.request.resultFile), count[:])
 		return n == 1 && err == nil
 	}
 }
@@ -134,14 +134,7 @@ func TestSleepIsEnded(t *testing.T) {
 	f := startFleet(t, 4, false, &Options{Quiet: 5 * time.Millisecond}, nil)
 	settled(t, f.poller, Ready, Ready, Ready, Ready)
 	for i := range 20 {
-		var last uint64
-		eventually(t, "it sleeps", func() bool {
-			now := f.poller.ticks.Load()
-			asleep := now == last
-			last = now
-			time.Sleep(30 * time.Millisecond)
-			return asleep
-		})
+		last := sleeps(t, f.poller, 30*time.Millisecond)
 		quickOnes(t, f, 1)
 		for deadline := time.Now().Add(10 * time.Second); f.poller.ticks.Load() == last; time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
@@ -240,14 +233,7 @@ func TestTimedIsTold(t *testing.T) {
 		t.Errorf("event %+v", e)
 	}
 	settled(t, p, Ready, Ready)
-	var last uint64
-	eventually(t, "it sleeps", func() bool {
-		now := p.ticks.Load()
-		asleep := now == last
-		last = now
-		time.Sleep(60 * time.Millisecond)
-		return asleep
-	})
+	last := sleeps(t, p, 60*time.Millisecond)
 	eventually(t, "traffic wakes it", func() bool {
 		quickOnes(t, f, 1)
 		return p.ticks.Load() > last+3
