@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -70,11 +71,15 @@ func interpret(t fataler, prog []unix.SockFilter, packet []byte) uint32 {
 			a -= in.K
 		case unix.BPF_ALU | unix.BPF_RSH | unix.BPF_K:
 			a >>= in.K
-		case unix.BPF_ALU | unix.BPF_MOD | unix.BPF_K:
-			if in.K == 0 {
-				t.Fatal("modulo by a constant zero is refused")
+		case unix.BPF_ALU | unix.BPF_DIV | unix.BPF_K, unix.BPF_ALU | unix.BPF_MOD | unix.BPF_K:
+			switch {
+			case in.K == 0:
+				t.Fatal("a division by a constant zero is refused")
+			case in.Code == unix.BPF_ALU|unix.BPF_DIV|unix.BPF_K:
+				a /= in.K
+			default:
+				a %= in.K
 			}
-			a %= in.K
 		case unix.BPF_JMP | unix.BPF_JA:
 			if in.K >= uint32(len(prog)) { // jumps backwards are refused
 				t.Fatalf("instruction %d jumps to %d of %d", pc, uint64(pc)+uint64(in.K)+1, len(prog))
@@ -218,7 +223,7 @@ func TestProgramSpreadsEvenly(t *testing.T) {
 				// In turn, for a client whose ports rise evenly.
 				clear(counts)
 				for n := range 16 * len(among) {
-					counts[interpret(t, prog, packet(v6, [4]byte{10, 1, 2, 3}, uint16(32768+n<<portShift), 0))]++
+					counts[interpret(t, prog, packet(v6, [4]byte{10, 1, 2, 3}, uint16(n*int(portWidth(len(among)))), 0))]++
 				}
 				for i, n := range share {
 					if counts[uint32(i)] != 16*n {
@@ -230,41 +235,50 @@ func TestProgramSpreadsEvenly(t *testing.T) {
 	}
 }
 
-// TestPortsSpreadBetterThanChance plays bursts of 64 connections as a Linux client makes them to four members, and the same with random numbers.
+// TestPortsSpreadBetterThanChance plays bursts of 64 connections as a Linux client makes them, and the same with random numbers.
 func TestPortsSpreadBetterThanChance(t *testing.T) {
-	var b Builder
-	prog := b.Program(Choice{Among: []int{0, 1, 2, 3}})
-	r := rand.New(rand.NewPCG(5, 5))
-	port := uint16(40000)
-	byPort := func() uint32 {
-		port += 2 + 2*uint16(r.IntN(8))
-		return interpret(t, prog, packet(false, [4]byte{10, 0, 0, 9}, port, 0))
-	}
-	byChance := func() uint32 { return r.Uint32() % 4 }
-	const bursts, size = 2000, 64
-	play := func(pick func() uint32) (uneven, meet int) {
-		for range bursts {
-			var counts [4]int
-			last := uint32(4)
-			for range size {
-				i := pick()
-				counts[i]++
-				if i == last {
-					meet++
-				}
-				last = i
-			}
-			if float64(max(counts[0], counts[1], counts[2], counts[3])) > 1.3*size/4 {
-				uneven++
-			}
+	for _, c := range []struct {
+		members int
+		meet    int // how often two in a row may go to the same, % of what chance does
+	}{{2, 80}, {3, 62}, {4, 55}, {8, 55}} {
+		var b Builder
+		var all []int
+		for i := range c.members {
+			all = append(all, i)
 		}
-		return uneven, meet
-	}
-	uneven, meet := play(byPort)
-	unevenByChance, meetByChance := play(byChance)
-	t.Logf("uneven bursts: %d by port, %d by chance of %d; in a row to the same: %d and %d", uneven, unevenByChance, bursts, meet, meetByChance)
-	if 10*uneven > 7*unevenByChance || 10*meet > 9*meetByChance {
-		t.Error("ports do no better than chance")
+		prog := b.Program(Choice{Among: all})
+		r := rand.New(rand.NewPCG(5, 5))
+		port := uint16(40000)
+		byPort := func() int {
+			port += 2 + 2*uint16(r.IntN(8))
+			return int(interpret(t, prog, packet(false, [4]byte{10, 0, 0, 9}, port, 0)))
+		}
+		byChance := func() int { return r.IntN(c.members) }
+		const bursts, size = 2000, 64
+		play := func(pick func() int) (uneven, meet int) {
+			for range bursts {
+				counts := make([]int, c.members)
+				last := -1
+				for range size {
+					i := pick()
+					counts[i]++
+					if i == last {
+						meet++
+					}
+					last = i
+				}
+				if float64(slices.Max(counts)*c.members) > 1.3*size {
+					uneven++
+				}
+			}
+			return uneven, meet
+		}
+		uneven, meet := play(byPort)
+		unevenByChance, meetByChance := play(byChance)
+		t.Logf("%d members, uneven bursts: %d by port, %d by chance of %d; in a row to the same: %d and %d", c.members, uneven, unevenByChance, bursts, meet, meetByChance)
+		if uneven >= unevenByChance || c.members == 4 && 10*uneven > 7*unevenByChance || 100*meet > c.meet*meetByChance {
+			t.Errorf("%d members: ports do not enough better than chance", c.members)
+		}
 	}
 }
 

@@ -80,7 +80,7 @@ func (s *simulation) run(workers int, tick time.Duration) []time.Duration {
 		for ; s.next < len(s.load) && s.load[s.next].at < due; s.next++ {
 			at := s.load[s.next].at
 			s.port += 2 + 2*r.IntN(8) // as Linux clients do
-			w := &s.workers[choice[s.port>>portShift%len(choice)]]
+			w := &s.workers[choice[s.port/int(portWidth(len(choice)))%len(choice)]]
 			w.advance(s, at)
 			w.queue = append(w.queue, s.next)
 			w.advance(s, at)
