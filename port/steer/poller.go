@@ -362,16 +362,16 @@ func (p *Poller) run() {
 	if err != nil {
 		return // only when the file is closed
 	}
-	var next time.Duration
-	armed := false
+	var due time.Duration // 0: never
 	expired := func(uintptr) bool {
-		if armed {
-			return true
-		}
-		// The runtime has forgotten all events up to here, and none that comes from here on is lost. A message that came before the timer is set has set it in vain.
-		armed = true
-		if next > 0 {
-			setTimer(p.timerfd, next)
+		// The runtime has forgotten all events up to here, and none that comes from here on is lost; what was seen already may end the wait for nothing. A message that came
+		// before the timer is set has set it in vain.
+		if due > 0 {
+			rest := due - time.Since(p.start)
+			if rest <= 0 {
+				return true
+			}
+			setTimer(p.timerfd, rest)
 		}
 		return p.wanted()
 	}
@@ -394,9 +394,11 @@ func (p *Poller) run() {
 				p.burst = wakeBurst // the first of how many, nobody knows
 			}
 		}
-		next = p.tick(now)
+		due = 0
+		if next := p.tick(now); next > 0 {
+			due = now + next
+		}
 		p.answer()
-		armed = false
 		if raw.Read(expired) != nil {
 			return
 		}

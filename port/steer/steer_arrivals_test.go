@@ -195,6 +195,26 @@ func TestScarceIsSoon(t *testing.T) {
 	}
 }
 
+// TestNothingIsNoLook: what ends the wait without a message, a connection or the end of a pause is not followed by a look.
+func TestNothingIsNoLook(t *testing.T) {
+	f := startFleet(t, 2, false, &Options{}, nil)
+	p := f.poller
+	sleeps(t, p, 100*time.Millisecond)
+	reply := make(chan []Stat, 1)
+	looks := p.ticks.Load()
+	for range 5 {
+		if !p.Snapshot(reply) {
+			t.Fatal("no room")
+		}
+		<-reply
+		p.poke() // there is no message any more
+		sleeps(t, p, 20*time.Millisecond)
+	}
+	if n := p.ticks.Load() - looks; n != 5 {
+		t.Errorf("%d looks for 5 messages", n)
+	}
+}
+
 // TestEnding: the context is given back, and connections are steered as before.
 func TestEnding(t *testing.T) {
 	before := contexts(t)
