@@ -88,13 +88,13 @@ func slack(least int) int { return least / 16 }
 // room for maxShare times the members.
 //
 // In this order: the free members with the fewest connections; with no free one, the running members with the shortest queue and the fewest connections; with
-// no running one either, the ready member that has been blocked for the longest among those with the shortest queue. When a burst is expected, which one alone should
-// not get, all moving members count as running, and without one all that have the shortest queue are chosen.
+// no running one either, the ready one that is likely to be the first to get to a connection. When a burst is expected, which one alone should not get, all moving members
+// count as running, and without one several are chosen.
 // "Fewest" and "shortest" take in as many members as the expected burst would fill up to one level. A member that is
 // running counts as free when it has clearly fewer connections than all that are free, and when so many connections are expected that the free ones
 // cannot take them at once.
 func Choose(dst []int, members []View, burst int) []int {
-	c := chooser{members: members, burst: max(burst, 1), conns: true}
+	c := chooser{members: members, burst: max(burst, 1), conns: true, gulps: true}
 	free, moving, running := 0, 0, 0
 	for i := range members {
 		v := &members[i]
@@ -109,7 +109,7 @@ func Choose(dst []int, members []View, burst int) []int {
 				running++
 			}
 		}
-		c.conns = c.conns && v.Conns >= 0
+		c.conns, c.gulps = c.conns && v.Conns >= 0, c.gulps && v.Gulps
 	}
 	switch {
 	case free > 0 && running > 0 && (c.burst > perTick*free || c.lopsided()):
@@ -120,7 +120,7 @@ func Choose(dst []int, members []View, burst int) []int {
 		return c.pour(dst, classMoving)
 	case running > 0:
 		return c.pour(dst, classRunning)
-	case c.burst <= perTick:
+	case c.gulps || c.burst <= perTick:
 		return c.first(dst)
 	}
 	return c.pour(dst, classReady)
@@ -182,6 +182,7 @@ type chooser struct {
 	members []View
 	burst   int
 	conns   bool // the number of connections is known for all that are ready
+	gulps   bool // all that are ready do
 }
 
 // load is what members of a class are compared by: among free ones the connections they have or are about to have. Among moving ones a connection in the queue
@@ -214,35 +215,34 @@ func (c *chooser) least(k class) int {
 	return least
 }
 
-// gulp is how many connections an event loop takes in the time in which others can get free: it answers one in about a millisecond.
-const gulp = 32
+// turn is how much later an event loop that takes all that waits at once gets to a connection for each one before it: what a small request takes.
+const turn = 500 * time.Microsecond
 
-// first appends the ready members that are likely to be the first to get on: with the shortest queue, they have been blocked for the longest. Blocked workers
-// tend to be blocked for similar times, and among connections that all wait, it is better that a few wait for one worker than that each of the others has some
-// to catch up with.
+// first appends the ready members that are likely to be the first to get to a connection: those with the shortest queue, and of these the one that has been blocked
+// for the longest. Blocked workers tend to be blocked for similar times. Among connections that all wait, it is better that a few wait for one worker than that each of
+// the others has some to catch up with: of a worker that takes all at once a connection in its queue counts only as the time that it will take. A burst of
+// connections takes time as well, and goes to all that would get to its last one as soon as the best one.
 func (c *chooser) first(dst []int) []int {
-	wait := func(v *View) int {
+	wait := func(v *View) (int, time.Duration) {
 		if v.Gulps {
-			return v.Queue / gulp
+			return 0, turn*time.Duration(v.Queue) - v.Lag
 		}
-		return v.Queue
+		return v.Queue, -v.Lag
 	}
-	best := -1
+	queue, late := math.MaxInt, time.Duration(0)
 	for i := range c.members {
-		v := &c.members[i]
-		if v.State != Ready {
-			continue
-		}
-		if best < 0 || wait(v) < wait(&c.members[best]) || wait(v) == wait(&c.members[best]) && v.Lag > c.members[best].Lag {
-			best = i
+		if v := &c.members[i]; v.State == Ready {
+			if q, l := wait(v); q < queue || q == queue && l < late {
+				queue, late = q, l
+			}
 		}
 	}
-	if best < 0 {
-		return dst
-	}
+	late += turn * time.Duration(c.burst-1)
 	for i := range c.members {
-		if v := &c.members[i]; v.State == Ready && wait(v) == wait(&c.members[best]) && v.Lag == c.members[best].Lag {
-			dst = append(dst, i)
+		if v := &c.members[i]; v.State == Ready {
+			if q, l := wait(v); q == queue && l <= late {
+				dst = append(dst, i)
+			}
 		}
 	}
 	return dst

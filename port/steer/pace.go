@@ -10,7 +10,8 @@ import "time"
 // times see more.
 type pace struct {
 	shortest, longest time.Duration // bounds of the time between two looks
-	cost              time.Duration // the time that pays for a look
+	least, most       time.Duration // bounds of the price
+	took              time.Duration // CPU time of a look
 	credit            time.Duration // the time that has not been spent yet; below 0 when there were more looks than it pays for
 	last              time.Duration // when the last look was
 	gap               time.Duration // the usual time until the next connection comes
@@ -20,21 +21,37 @@ type pace struct {
 }
 
 const (
-	// paceShare is what looking may take of one processor. Whatever else this process does is in it.
-	paceShare = 0.018
+	// paceShare is what looks at connections may take of one processor, as long as there are few. The faster they come, the nearer it is to paceRushed: of so many
+	// connections hardly any is saved by one more look. Whatever else this process does is in it.
+	paceShare, paceRushed = 0.025, 0.015
 	// paceLooks is over how many looks their cost is averaged.
 	paceLooks = 64
 	// paceSaved is how many looks can be saved up.
-	paceSaved = 16
+	paceSaved = 64
 	// paceRest is how many times longer than the longest a pause may be to save something up.
-	paceRest = 4
+	paceRest = 2
 	// paceSamples is over how many connections their gap is averaged, and how many looks at regular times there are for one at a connection.
 	paceSamples = 16
 )
 
-// newPace starts in the middle between shortest and longest, with all that can be saved.
+// newPace starts with a look that takes 50 µs, and with all that can be saved.
 func newPace(shortest, longest time.Duration) pace {
-	return pace{shortest: shortest, longest: longest, cost: 2 * shortest, credit: 2 * shortest * paceSaved, gap: longest}
+	p := pace{took: 50 * time.Microsecond, gap: longest}
+	p.bound(shortest, longest)
+	p.credit = p.saved()
+	return p
+}
+
+// bound sets the bounds of pauses and, by them, of prices. On a machine that is slow or busy, looks at regular times may be rarer than longest.
+func (p *pace) bound(shortest, longest time.Duration) {
+	p.shortest, p.longest, p.least, p.most = shortest, longest, shortest, longest
+}
+
+// fixed makes the price what it is given as, whatever looks cost.
+func (p *pace) fixed(price time.Duration) {
+	p.least, p.most = price, price
+	p.shortest, p.longest = min(p.shortest, price), max(p.longest, price)
+	p.credit = p.saved()
 }
 
 // restart forgets what was used until now, by other things than looks.
@@ -42,7 +59,7 @@ func (p *pace) restart() { p.used = 0 }
 
 // look counts a look at the time now. Used is the CPU time of this process; it is asked for now and then.
 func (p *pace) look(now time.Duration, used func() time.Duration) {
-	p.credit = min(p.credit+now-p.last, p.cost*paceSaved) - p.cost
+	p.credit = min(p.credit+now-p.last, p.saved()) - p.price()
 	p.last = now
 	p.looks++
 	n := p.looks - p.counted
@@ -51,38 +68,57 @@ func (p *pace) look(now time.Duration, used func() time.Duration) {
 	}
 	cpu := used()
 	if p.used != 0 {
-		affordable := time.Duration(float64(cpu-p.used) / float64(n) / paceShare)
-		p.cost += (min(max(affordable, p.shortest), p.longest) - p.cost) / 4
+		dearest := time.Duration(float64(p.most) * paceShare)
+		p.took += (min((cpu-p.used)/time.Duration(n), dearest) - p.took) / 4
 	}
 	p.counted, p.used = p.looks, cpu
 }
 
+// price is the time that pays for a look.
+func (p *pace) price() time.Duration {
+	price := p.priceOf(paceShare)
+	if p.gap >= price {
+		return price
+	}
+	return p.priceOf(paceRushed + (paceShare-paceRushed)*float64(p.gap)/float64(price))
+}
+
+// priceOf is the time in which a share of a processor is what a look takes.
+func (p *pace) priceOf(share float64) time.Duration {
+	return min(max(time.Duration(float64(p.took)/share), p.least), p.most)
+}
+
+// saved is the most that can be saved.
+func (p *pace) saved() time.Duration { return paceSaved * p.price() }
+
 // asks tells whether to look at the next connection when it comes.
 func (p *pace) asks() bool {
 	if p.rushed() {
-		return p.looks%paceSamples == 0 // to see whether they still come so fast
+		// It may seem so for a moment only, and now and then has to be seen again.
+		return p.credit >= p.saved()/2 || p.looks%paceSamples == 0
 	}
 	return p.credit >= 0
 }
 
 // came learns how long it took until a connection came.
 func (p *pace) came(after time.Duration) {
-	p.gap += (min(after, p.cost*paceSaved) - p.gap) / paceSamples
+	p.gap += (min(after, 4*p.most) - p.gap) / paceSamples
 }
 
 // rushed tells whether connections come too fast to look at each.
-func (p *pace) rushed() bool { return p.gap < p.cost }
+func (p *pace) rushed() bool { return p.gap < p.priceOf(paceShare) }
 
-// pause is the time until the next look if no connection that is asked for comes before. Soon is when much may change without one.
-func (p *pace) pause(soon bool) time.Duration {
-	saved := p.cost * paceSaved
+// pause is the time until the next look if no connection that is asked for comes before. Soon is above 0 when much may change without one: then it is how many of the
+// shortest pauses that takes.
+func (p *pace) pause(soon int) time.Duration {
+	price, saved := p.price(), p.saved()
 	switch {
 	case p.credit < 0:
-		return p.cost - p.credit
-	case soon && p.credit >= saved/4:
-		return p.shortest
-	case soon || p.rushed():
-		return p.cost
+		return price - p.credit
+	case soon > 0 && p.credit >= saved/4:
+		return time.Duration(soon) * p.shortest
+	case soon > 0 || p.rushed():
+		return price
 	case p.credit >= saved*3/4:
 		return p.longest
 	}

@@ -183,12 +183,11 @@ type Poller struct {
 	tried    bool          // arrivals was opened once, or is not to be any more
 	failure  error         // why it does not work, not reported yet
 	asleep   bool          // nothing but a connection or a message is waited for
-	scarce   bool          // some group had no free member at the last look
+	soon     int           // what pause wants to know: 1 when some group has no free member and one that runs, 2 when it has neither
+	plenty   bool          // each group had several free ones at the last look
 	traffic  time.Duration // when the last new connection was seen
 	arrived  int           // connections seen to arrive in this tick
-	counted  time.Duration // since when they were counted in lately
-	lately   int           // those of the looks of the last millisecond, if there was more than one
-	burst    int           // connections expected until the next look
+	burst    burst
 	pace     pace
 	spent    unix.Timespec   // for cpuTime
 	owed     []chan<- []Stat // not answered yet
@@ -256,8 +255,7 @@ func newPoller(opts Options) (*Poller, error) {
 		self:   identity{uint32(os.Geteuid()), uint32(os.Getegid())},
 	}
 	if opts.Tick != 0 {
-		p.pace = newPace(min(opts.Tick, shortestTick), max(opts.Tick, longestTick))
-		p.pace.cost, p.pace.credit = opts.Tick, paceSaved*opts.Tick
+		p.pace.fixed(opts.Tick)
 	}
 	fds := [...]int{-1, -1, -1, -1, -1}
 	if err := openAll(&fds); err != nil {
@@ -391,7 +389,7 @@ func (p *Poller) run() {
 		if came || p.woken.Swap(false) {
 			p.traffic = now
 			if p.asleep {
-				p.burst = wakeBurst // the first of how many, nobody knows
+				p.burst.wake(now) // the first of how many, nobody knows
 			}
 		}
 		due = 0
@@ -503,7 +501,9 @@ func (p *Poller) adopt(msg *Membership) {
 		p.tried = true
 		p.failure = p.arrivals.open(p.queues, p.event)
 	}
-	p.pace.longest = max(longestTick*time.Duration(min(1+(p.steered-1)/16, 8)), p.opts.Tick)
+	if p.opts.Tick == 0 {
+		p.pace.bound(shortestTick, longestTick*time.Duration(min(1+(p.steered-1)/16, 8)))
+	}
 }
 
 // forget takes the member's descriptor out of the epolls, where it would stay as long as anybody has the socket open, and closes it.
@@ -570,7 +570,7 @@ func (p *Poller) as(id identity, f func()) {
 // tick looks at everything once and attaches what has changed. It returns when to look again; 0 is when something arrives.
 func (p *Poller) tick(now time.Duration) time.Duration {
 	p.ticks.Add(1)
-	p.arrived, p.scarce = 0, false
+	p.arrived, p.soon = 0, 0
 	p.pace.look(now, p.cpuTime)
 	// What has come until now is fetched first, then the next is asked for, and only then the workers are looked at: so none is missed that changes what was seen.
 	for _, e := range p.full[:epollNow(p.queues, p.full)] {
@@ -584,6 +584,7 @@ func (p *Poller) tick(now time.Duration) time.Duration {
 		m.read(&p.info)
 	}
 	p.lookAtWorkers(now)
+	p.plenty = true
 	held := false
 	for _, g := range p.groups {
 		for _, m := range g.members {
@@ -593,17 +594,13 @@ func (p *Poller) tick(now time.Duration) time.Duration {
 	}
 	if p.arrived > 0 {
 		if now-p.traffic >= p.opts.Quiet {
-			p.burst = wakeBurst // a look for another reason came before the one that ends the sleep
+			p.burst.wake(now) // a look for another reason came before the one that ends the sleep
 		}
 		p.traffic = now
 	}
-	if now-p.counted >= shortestTick {
-		p.counted, p.lately, p.burst = now, 0, p.burst*7/8
-	}
-	p.lately += max(p.arrived, 0)
-	p.burst = max(expected(p.lately), p.burst)
+	p.burst.saw(now, p.arrived)
 	quiet := now-p.traffic >= p.opts.Quiet
-	burst := p.burst
+	burst := p.burst.next
 	if quiet {
 		burst = math.MaxInt16 // what comes next may come all at once, before the next tick
 	}
@@ -621,9 +618,9 @@ func (p *Poller) tick(now time.Duration) time.Duration {
 	case !quiet && p.steered == 0:
 		return p.opts.Idle
 	case !quiet && p.arrivals.works():
-		return p.pace.pause(p.scarce)
+		return p.pace.pause(p.soon)
 	case !quiet:
-		return p.pace.cost
+		return p.pace.price()
 	}
 	p.pace.restart()
 	p.listenIn(now)
@@ -636,7 +633,7 @@ func (p *Poller) tick(now time.Duration) time.Duration {
 // The bounds of the time between two looks. More looks than with the shortest find hardly any blocked worker sooner than its next connection comes.
 const (
 	shortestTick = time.Millisecond
-	longestTick  = 5 * time.Millisecond
+	longestTick  = 8 * time.Millisecond
 )
 
 // cpuTime is what this process has used, 0 when it is unknown or does not matter.
@@ -645,18 +642,6 @@ func (p *Poller) cpuTime() time.Duration {
 		return 0
 	}
 	return time.Duration(p.spent.Nano())
-}
-
-// wakeBurst is how many connections may follow the one that ended a sleep. The first look after it sees only the beginning of a burst; to prefer the worker that
-// happens to have got the fewest of these would give it all the rest.
-const wakeBurst = 64
-
-// expected is how many connections to expect in the next tick after so many in this one. A few may be any; many in one tick are a burst that goes on.
-func expected(arrived int) int {
-	if arrived < 4 {
-		return arrived
-	}
-	return 4 * arrived
 }
 
 // lookAtWorkers reads what the processes do.
@@ -671,8 +656,8 @@ func (p *Poller) lookAtWorkers(now time.Duration) {
 	}
 	is := p.self
 	for _, w := range p.workers {
-		p.arrived += w.count(now, &p.read)
-		if w.rests() {
+		p.arrived += w.count(now, p.plenty, &p.read)
+		if w.rests(p.plenty) {
 			continue
 		}
 		if w.id != is {
@@ -714,12 +699,12 @@ func (p *Poller) lookAtQueue(now time.Duration, m *member) {
 		m.w.stalls = m.w.stalls || queue > 0
 		switch {
 		case queue == 0 && before > 1:
-			m.w.gulps = true
+			m.w.gulps = min(m.w.gulps+1, 2)
 		case queue > 0 && queue == before-1:
-			m.w.gulps = false
+			m.w.gulps = max(m.w.gulps-1, -2) // or all, and others came: that is seen less often
 		}
-		// Without a connection it had nothing to do until now, however long ago the look before was.
-		if queue < before || queue == 0 && m.w.wait == Unknown || before == 0 && m.w.conns == 0 {
+		// Without a connection it had nothing to do until now, however long ago the look before was, and what it does now is to accept.
+		if queue < before || queue == 0 && m.w.wait == Unknown || (before == 0 || m.w.runs) && m.w.conns == 0 {
 			m.w.moved = now
 		}
 	}
@@ -752,7 +737,7 @@ func (m *member) view(now time.Duration, opts *Options) View {
 		v.State = Hung
 	}
 	v.Lag = now - m.w.moved
-	v.Gulps = m.w.gulps
+	v.Gulps = m.w.gulps >= 0
 	v.Wait, v.Asleep = m.w.wait, m.w.asleep
 	if !opts.NoConns {
 		v.Conns = m.w.conns
@@ -772,12 +757,22 @@ func (p *Poller) steer(now time.Duration, g *group, burst int, last bool) {
 		}
 		return
 	}
-	free := false
+	free, soon := 0, 2
 	for i, m := range g.members {
 		g.views[i] = m.view(now, &p.opts)
-		free = free || g.views[i].free()
+		switch v := g.views[i]; {
+		case v.free():
+			free++
+		case v.running():
+			soon = 1
+		}
 	}
-	p.scarce = p.scarce || !free && len(g.members) > 1
+	if len(g.members) > 1 {
+		p.plenty = p.plenty && free > 1
+		if free == 0 && (p.soon == 0 || soon < p.soon) {
+			p.soon = soon
+		}
+	}
 	g.choice = pick(g.choice[:0], g.views, burst)
 	exact := last || burst >= wakeBurst/2
 	if !g.stale && (slices.Equal(g.attached, g.choice) || !exact && serves(g.attached, g.choice)) {

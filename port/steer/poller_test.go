@@ -706,6 +706,65 @@ func TestNothingToBeBusyWith(t *testing.T) {
 		if w.wait != want {
 			t.Errorf("with %d connections it is %v, want %v", conns, w.wait, want)
 		}
+		if !w.runs {
+			t.Error("it does not seem to run")
+		}
+	}
+}
+
+// TestAcceptingIsGettingOn: a connection that waits at each look is another one each time for a worker that runs and has none.
+func TestAcceptingIsGettingOn(t *testing.T) {
+	for _, c := range []struct {
+		w    worker
+		want time.Duration
+	}{
+		{worker{wait: Unknown, runs: true}, 0},
+		{worker{wait: Unknown}, time.Second},
+		{worker{wait: Busy, runs: true, conns: 1}, time.Second},
+	} {
+		m := &member{w: &c.w, queue: 1, before: 1}
+		new(Poller).lookAtQueue(time.Second, m)
+		if got := m.view(time.Second, &Options{}).Lag; got != c.want {
+			t.Errorf("waits: %v, runs: %v, %d connections: not seen to get on for %v, want %v", c.w.wait, c.w.runs, c.w.conns, got, c.want)
+		}
+	}
+}
+
+// TestRests: of four looks one reads what a thread waits for that nobody needs to know.
+func TestRests(t *testing.T) {
+	asleep := worker{wait: Busy, asleep: true, conns: 1}
+	for _, c := range []struct {
+		name   string
+		w      worker
+		plenty bool
+		want   int
+	}{
+		{"idle without a connection", worker{wait: Idle}, false, 3},
+		{"idle with one", worker{wait: Idle, conns: 1}, true, 0},
+		{"busy", worker{wait: Busy, conns: 1}, true, 0},
+		{"asleep, and wanted", asleep, false, 0},
+		{"asleep, and others are free", asleep, true, 3},
+	} {
+		rested := 0
+		for c.w.looked = range 4 {
+			if c.w.rests(c.plenty) {
+				rested++
+			}
+		}
+		if rested != c.want {
+			t.Errorf("%s: it rests %d times of 4, want %d", c.name, rested, c.want)
+		}
+	}
+	asleep.looked, asleep.changed = 1, true
+	if asleep.rests(true) {
+		t.Error("one that has taken or closed something is not looked at")
+	}
+	asleep.fdDir, asleep.looked = -1, 1
+	for looked, want := range map[uint]bool{1: true, 3: false} {
+		asleep.looked, asleep.asleep = looked, true
+		if asleep.count(0, true, nil); asleep.asleep != want {
+			t.Errorf("after %d looks it is asleep: %v, want %v", looked, asleep.asleep, want)
+		}
 	}
 }
 
@@ -975,7 +1034,7 @@ func tickFleet(tb testing.TB, n int) *Poller {
 	return p
 }
 
-// TestGulpsIsLearned: a worker that has emptied its queue takes all at once, one that has left some does not.
+// TestGulpsIsLearned: a worker that has emptied its queue takes all at once, one that has left some does not. What was seen more often of late is believed.
 func TestGulpsIsLearned(t *testing.T) {
 	p := tickFleet(t, 1)
 	m, w := p.groups[0].members[0], p.workers[0]
@@ -1012,29 +1071,36 @@ func TestGulpsIsLearned(t *testing.T) {
 		}
 		unix.Close(fd)
 	}
-	for range 3 {
-		connect()
+	gulps := func(want bool) {
+		t.Helper()
+		if got := m.view(time.Second, &p.opts).Gulps; got != want {
+			t.Errorf("the choice is told %v", got)
+		}
 	}
-	look(3)
-	for range 3 {
+	gulps(true) // as the most servers do
+	for range 5 {
+		for range 2 {
+			connect()
+		}
+		look(2)
 		take()
+		take()
+		look(0)
 	}
-	look(0)
-	if !w.gulps {
-		t.Error("three of three at once are no gulp")
-	}
-	for range 3 {
+	for range 5 {
 		connect()
 	}
-	look(3)
+	look(5)
+	for left := 4; left > 1; left-- {
+		gulps(true) // it may have taken all, and others have come
+		take()
+		look(left)
+	}
+	gulps(false)
 	take()
-	look(2)
-	if w.gulps {
-		t.Error("one of three is a gulp")
-	}
-	if v := m.view(time.Second, &p.opts); v.Gulps {
-		t.Error("the choice is told of a gulp")
-	}
+	take()
+	look(0)
+	gulps(true)
 }
 
 func TestTickDoesNotAllocate(t *testing.T) {

@@ -3,6 +3,7 @@ package steer
 import (
 	"flag"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -47,16 +48,21 @@ func (s *simulation) run(workers int, tick time.Duration) []time.Duration {
 	views := make([]View, workers)
 	r := rand.New(rand.NewPCG(3, 3))
 	pace := newPace(shortestTick, longestTick)
-	pace.cost = *simCost
+	pace.fixed(*simCost)
 	var choice []int
 	var asked, came time.Duration
 	armed := false
 	for now := time.Duration(0); s.next < len(s.load); {
-		free := false
+		soon := 2
 		for i := range s.workers {
 			s.workers[i].advance(s, now)
 			views[i] = s.workers[i].view(now)
-			free = free || views[i].free()
+			switch {
+			case views[i].free():
+				soon = 0
+			case views[i].running():
+				soon = min(soon, 1)
+			}
 		}
 		s.burst = max(s.arrived, s.burst*7/8)
 		s.arrived = 0
@@ -72,7 +78,7 @@ func (s *simulation) run(workers int, tick time.Duration) []time.Duration {
 		}
 		due := now + tick
 		if tick == 0 {
-			due = now + pace.pause(!free)
+			due = now + pace.pause(soon)
 			if !armed && pace.asks() {
 				asked, armed = now, true
 			}
@@ -93,6 +99,22 @@ func (s *simulation) run(workers int, tick time.Duration) []time.Duration {
 	}
 	for i := range s.workers {
 		s.workers[i].advance(s, time.Hour*1000)
+	}
+	return s.took
+}
+
+// runShared is the same with one queue for all: a worker that has nothing left to do accepts all that is pending.
+func (s *simulation) runShared(workers int) []time.Duration {
+	s.took = make([]time.Duration, len(s.load))
+	free := make([]time.Duration, workers)
+	for s.next < len(s.load) {
+		first := slices.Index(free, slices.Min(free))
+		now := max(free[first], s.load[s.next].at)
+		free[first] = now
+		for ; s.next < len(s.load) && s.load[s.next].at <= now; s.next++ {
+			free[first] += s.work(s.load[s.next])
+			s.took[s.next] = free[first] - s.load[s.next].at
+		}
 	}
 	return s.took
 }
@@ -177,6 +199,7 @@ func TestTailSimulated(t *testing.T) {
 				defer func() { looks = s.looks }()
 				return lateShare(load, s.run(4, tick))
 			}
+			shared := lateShare(load, (&simulation{load: load, work: simWork(quick)}).runShared(4))
 			byHash := run(time.Millisecond, hash)
 			byQueue := run(time.Millisecond, forget(true, true))
 			for _, text := range strings.Split(*simTicks, ",") {
@@ -185,8 +208,8 @@ func TestTailSimulated(t *testing.T) {
 					t.Fatal(err)
 				}
 				withoutConns, withoutWait, steered := run(tick, forget(false, true)), run(tick, forget(true, false)), run(tick, forget(false, false))
-				t.Logf("%v/s of %v, tick %v: %.2f %% late, without connections %.2f, without wait channel %.2f, by queue %.2f, by hash %.2f; ideal %.2f; %.0f looks a second",
-					rate, quick, tick, steered, withoutConns, withoutWait, byQueue, byHash, best, float64(looks)/simLength.Seconds())
+				t.Logf("%v/s of %v, tick %v: %.2f %% late, without connections %.2f, without wait channel %.2f, by queue %.2f, by hash %.2f; shared %.2f, ideal %.2f; %.0f looks a second",
+					rate, quick, tick, steered, withoutConns, withoutWait, byQueue, byHash, shared, best, float64(looks)/simLength.Seconds())
 				// Where hardly anything is late in the ideal world, a few requests more are as good as equal.
 				if limit := c.limit*best + 0.1; steered > limit || withoutConns > limit {
 					t.Errorf("%v/s of %v, tick %v: %.2f %% and %.2f %% late; the ideal is %.2f %%", rate, quick, tick, steered, withoutConns, best)

@@ -172,10 +172,10 @@ func TestConnectionIsAskedFor(t *testing.T) {
 	if asked != paceSaved {
 		t.Errorf("asked for %d connections at once, want %d", asked, paceSaved)
 	}
-	if pause := p.tick(now); pause <= p.pace.cost || p.arrivals.armed {
-		t.Errorf("in debt: a pause of %v, asked %v; want more than %v, and not", pause, p.arrivals.armed, p.pace.cost)
+	if pause := p.tick(now); pause <= p.pace.price() || p.arrivals.armed {
+		t.Errorf("in debt: a pause of %v, asked %v; want more than %v, and not", pause, p.arrivals.armed, p.pace.price())
 	}
-	now += 4 * p.pace.cost
+	now += 4 * p.pace.price()
 	if p.tick(now); !p.arrivals.armed {
 		t.Error("with something saved it does not ask")
 	}
@@ -190,8 +190,20 @@ func TestScarceIsSoon(t *testing.T) {
 	for _, m := range p.groups[0].members {
 		m.State = Starting
 	}
-	if pause := p.tick(2 * time.Hour); pause != shortestTick {
-		t.Errorf("without a free worker a pause of %v, want %v", pause, shortestTick)
+	if pause := p.tick(2 * time.Hour); pause != 2*shortestTick {
+		t.Errorf("without a free worker a pause of %v, want %v", pause, 2*shortestTick)
+	}
+	for _, m := range p.groups[0].members {
+		m.State, m.w.wait, m.w.asleep, m.w.moved = Ready, Busy, true, time.Hour
+	}
+	for want, change := range []func(){0: func() { p.workers[1].wait = Idle }, 1: func() { p.workers[0].asleep = false }, 2: func() {}} {
+		saved := *p.workers[0]
+		change()
+		p.soon = 0
+		if p.steer(time.Hour, p.groups[0], 1, false); p.soon != want {
+			t.Errorf("%d, want %d", p.soon, want)
+		}
+		*p.workers[0], p.workers[1].wait = saved, Busy
 	}
 }
 

@@ -33,14 +33,15 @@ type worker struct {
 	conns   int           // files - base, or -1
 	moved   time.Duration // when it was last seen to get on
 	stalls  bool          // a member's queue was not empty at the last look
-	gulps   bool          // it was seen to take several connections at once, and to leave none
+	gulps   int           // how much more often it was seen to take several connections at once and to leave none than to take one of several, from -2 to 2
 	looked  uint          // how often it has been looked at
 	gone    bool          // the process has ended
 	zeros   int           // looks in a row in which the thread did not sleep
 	dying   bool          // the kernel is ending the process
 	mourned bool          // that was told
 
-	asleep  bool          // the accepting thread sleeps, and not for a connection
+	runs    bool          // the accepting thread was seen to run at the last look
+	asleep  bool          // it sleeps, and not for a connection
 	blocked time.Duration // since when it has been asleep without a break; 0 when it is not
 	seen    time.Duration // since when each look, however far apart, has shown it asleep; 0 when it is not
 	told    time.Duration // when that was told last
@@ -99,8 +100,9 @@ func (w *worker) close() {
 	w.wchan, w.fdDir, w.pulse = -1, -1, -1
 }
 
-// count reads how many descriptors there are, which takes nobody's identity. It returns how many more connections there are than before.
-func (w *worker) count(now time.Duration, r *readings) (more int) {
+// count reads how many descriptors there are, which takes nobody's identity. It returns how many more connections there are than before. Plenty is what rests wants
+// to know.
+func (w *worker) count(now time.Duration, plenty bool, r *readings) (more int) {
 	w.changed = false
 	if w.fdDir >= 0 {
 		n := fileSize(w.fdDir, &r.stat)
@@ -120,17 +122,23 @@ func (w *worker) count(now time.Duration, r *readings) (more int) {
 		}
 	}
 	w.looked++
-	w.asleep = false
-	if w.rests() {
+	w.runs = false
+	switch {
+	case !w.rests(plenty):
+		w.asleep = false
+	case w.wait == Idle:
 		w.moved = now
 	}
 	return more
 }
 
-// rests tells whether the worker may be left alone this time: without a connection it has nothing to do. Reading the wait channel is the dearest part of a look,
-// so it is read only now and then, for the case that the number is wrong.
-func (w *worker) rests() bool {
-	return w.wait == Idle && w.wchan >= 0 && w.conns == 0 && !w.stalls && !w.gone && w.looked%4 != 0
+// rests tells whether the worker may be left alone this time: without a connection it has nothing to do, and while plenty of others are free, one that was asleep is not
+// wanted. Reading the wait channel is the dearest part of a look, so it is then read only now and then.
+func (w *worker) rests(plenty bool) bool {
+	if w.wchan < 0 || w.gone || w.looked%4 == 0 {
+		return false
+	}
+	return w.wait == Idle && w.conns == 0 && !w.stalls || w.asleep && plenty && !w.changed
 }
 
 // look reads what the thread waits for. The thread's file-system identity must be the worker's.
@@ -141,7 +149,8 @@ func (w *worker) look(now time.Duration, r *readings) {
 		n := readStart(w.wchan, r.name[:])
 		w.wait = w.classify(now, r.name[:n])
 		w.checkPulse(r.name[:n], r)
-		w.asleep = w.wait == Busy && r.name[0] != '0' && w.conns != 0
+		w.runs = w.wait == Busy && r.name[0] == '0'
+		w.asleep = w.wait == Busy && !w.runs && w.conns != 0
 	}
 	if w.wait == Busy && w.conns == 0 {
 		// It has no request to be busy with. In Go and Java the thread that called listen(2) is one of many, and rests anywhere.
