@@ -180,6 +180,7 @@ type Poller struct {
 	steered  int  // members of groups with a choice
 	arrivals arrivals
 	asked    time.Duration // when arrivals was asked
+	told     bool          // a connection is why this look is
 	tried    bool          // arrivals was opened once, or is not to be any more
 	failure  error         // why it does not work, not reported yet
 	asleep   bool          // nothing but a connection or a message is waited for
@@ -382,11 +383,11 @@ func (p *Poller) run() {
 			p.adopt(m)
 		}
 		now := time.Since(p.start)
-		came := p.arrivals.came()
-		if came {
+		p.told = p.arrivals.came()
+		if p.told {
 			p.pace.came(now - p.asked)
 		}
-		if came || p.woken.Swap(false) {
+		if p.told || p.woken.Swap(false) {
 			p.traffic = now
 			if p.asleep {
 				p.burst.wake(now) // the first of how many, nobody knows
@@ -492,7 +493,7 @@ func (p *Poller) adopt(msg *Membership) {
 		for _, m := range g.members {
 			// No events yet: only hang-ups and errors, which cannot be masked, could be reported.
 			unix.EpollCtl(p.sleepfd, unix.EPOLL_CTL_ADD, m.FD, &unix.EpollEvent{Events: unix.EPOLLONESHOT})
-			unix.EpollCtl(p.queues, unix.EPOLL_CTL_ADD, m.FD, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(len(p.all))})
+			watchQueue(p.queues, m.FD, len(p.all))
 			p.all = append(p.all, m)
 		}
 	}
@@ -611,6 +612,9 @@ func (p *Poller) tick(now time.Duration) time.Duration {
 	for _, g := range p.groups {
 		p.steer(now, g, burst, quiet)
 		pending = p.report(now, g) || pending
+	}
+	if p.arrived > 0 && !p.told && p.soon == 0 && !p.pace.rushed() {
+		p.soon = 2 // somebody who is told first does not let this process be told
 	}
 	watching := p.watch(now, quiet)
 	p.asleep = quiet

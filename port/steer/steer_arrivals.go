@@ -21,6 +21,17 @@ type arrivals struct {
 	list    *aioRequest // the argument of io_submit
 }
 
+// watchQueue adds a listening socket to the epoll, with a number. In the socket's list of those to be woken it comes behind the worker, which needs the processor for the
+// connection more urgently: that is where EPOLLEXCLUSIVE puts it (add_wait_queue_exclusive of kernel/sched/wait.c). It takes the connection from nobody, because nobody
+// waits for this epoll itself (ep_poll_callback of fs/eventpoll.c). Of a connection that a worker with the same flag is woken for at once it is not told.
+func watchQueue(epoll, listener, number int) {
+	event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET | unix.EPOLLEXCLUSIVE, Fd: int32(number)}
+	if unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, listener, &event) == unix.EINVAL { // not every kernel has the flag
+		event.Events &^= unix.EPOLLEXCLUSIVE
+		unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, listener, &event)
+	}
+}
+
 // aioRing is the beginning of struct aio_ring of fs/aio.c, which the kernel maps into the process at the address that names the context. Events are taken from it by
 // moving head to tail.
 type aioRing struct {

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -23,9 +25,7 @@ func arrivalsOf(t *testing.T, listener int) (a *arrivals, epoll int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, listener, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET}); err != nil {
-		t.Fatal(err)
-	}
+	watchQueue(epoll, listener, 0)
 	a = &arrivals{}
 	if err := a.open(epoll, event); err != nil {
 		t.Fatal(err)
@@ -101,6 +101,127 @@ func TestArrivalsOfWaitingConnections(t *testing.T) {
 		}
 		if a.pending() {
 			t.Fatalf("with %d connections in the queue it tells of one at once", i+1)
+		}
+	}
+}
+
+// TestArrivalsTakeNothing: whoever waits for a connection, by itself or by an epoll, gets it and is woken before.
+func TestArrivalsTakeNothing(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		events uint32 // 0: it waits in accept
+		told   bool   // the process is told of connections that it gets at once
+	}{
+		{"accept", 0, true},
+		{"epoll", unix.EPOLLIN, true},
+		{"epoll, edge triggered", unix.EPOLLIN | unix.EPOLLET, true},
+		{"epoll, exclusively", unix.EPOLLIN | unix.EPOLLEXCLUSIVE, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g := newGroup(t, "127.0.0.1", 1)
+			listener := g.fds[0]
+			if err := unix.SetNonblock(listener, c.events != 0); err != nil {
+				t.Fatal(err)
+			}
+			worker, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(worker)
+			if c.events != 0 {
+				if err := unix.EpollCtl(worker, unix.EPOLL_CTL_ADD, listener, &unix.EpollEvent{Events: c.events}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			a, _ := arrivalsOf(t, listener)
+			const connections = 5
+			waits, got := make(chan int, 1), make(chan error, 1)
+			go func() {
+				runtime.LockOSThread()
+				defer runtime.UnlockOSThread()
+				for range connections {
+					waits <- unix.Gettid()
+					if c.events != 0 {
+						var events [1]unix.EpollEvent
+						for {
+							if n, err := unix.EpollWait(worker, events[:], 10000); n == 1 || err != unix.EINTR {
+								break
+							}
+						}
+					}
+					fd, _, err := unix.Accept(listener)
+					if err == nil {
+						unix.Close(fd)
+					}
+					got <- err
+				}
+			}()
+			untold := 0
+			for i := range connections {
+				inState(t, <-waits, ") S ")
+				conn := g.connect([4]byte{})
+				defer closeHard(conn)
+				select {
+				case err := <-got:
+					if err != nil {
+						t.Fatalf("connection %d: %v", i, err)
+					}
+				case <-time.After(10 * time.Second):
+					t.Fatalf("connection %d is not accepted", i)
+				}
+				if !c.told {
+					if !a.pending() {
+						untold++
+					}
+					continue
+				}
+				if !a.told(t) || !a.came() {
+					t.Fatalf("connection %d is not told of", i)
+				}
+				if err := a.arm(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if !c.told && untold == 0 {
+				t.Error("it is told of a connection: what is written down of this flag is wrong")
+			}
+		})
+	}
+}
+
+// inState waits until a thread's state is the one given: S for one that sleeps, T for one that is stopped.
+func inState(t *testing.T, tid int, state string) {
+	t.Helper()
+	eventually(t, "the thread is in the state"+state, func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", tid))
+		return err == nil && strings.Contains(string(stat), state)
+	})
+}
+
+// TestUntoldIsSoon: of connections that come without being told, as of a server that waits exclusively, more are expected.
+func TestUntoldIsSoon(t *testing.T) {
+	for told, want := range map[bool]time.Duration{true: longestTick, false: 2 * shortestTick} {
+		p := tickFleet(t, 2)
+		for _, w := range p.workers { // who takes the connection would change what is seen
+			if err := syscall.Kill(w.pid, syscall.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			defer syscall.Kill(w.pid, syscall.SIGCONT)
+			inState(t, w.pid, ") T ")
+		}
+		p.tick(time.Hour)
+		sa, err := unix.Getsockname(p.groups[0].members[0].FD)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", sa.(*unix.SockaddrInet4).Port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		p.told = told
+		if pause := p.tick(2 * time.Hour); p.arrived != 1 || pause != want {
+			t.Errorf("%d connections, told %v: a pause of %v, want 1 and %v", p.arrived, told, pause, want)
 		}
 	}
 }
