@@ -23,7 +23,7 @@ type pace struct {
 const (
 	// paceShare is what looks at connections may take of one processor, as long as there are few. The faster they come, the nearer it is to paceRushed: of so many
 	// connections hardly any is saved by one more look. Whatever else this process does is in it.
-	paceShare, paceRushed = 0.025, 0.015
+	paceShare, paceRushed = 0.03, 0.015
 	// paceLooks is over how many looks their cost is averaged.
 	paceLooks = 64
 	// paceSaved is how many looks can be saved up.
