@@ -628,10 +628,16 @@ func (p *Poller) tick(now time.Duration) time.Duration {
 	}
 	p.pace.restart()
 	p.listenIn(now)
-	if held || pending {
+	if held || pending || p.strangers() {
 		return p.opts.Idle
 	}
 	return watching
+}
+
+// strangers tells whether some worker is new, and its thread has not been seen to wait for events yet. If its first connection blocks it, that could not be told from
+// a thread that serves nobody.
+func (p *Poller) strangers() bool {
+	return !p.opts.QueueOnly && slices.ContainsFunc(p.workers, func(w *worker) bool { return w.wchan >= 0 && !w.seenIdle && w.looked < newLooks })
 }
 
 // The bounds of the time between two looks. More looks than with the shortest find hardly any blocked worker sooner than its next connection comes.

@@ -730,6 +730,33 @@ func TestAcceptingIsGettingOn(t *testing.T) {
 	}
 }
 
+// TestNewWorkersAreSeenIdle: without traffic the poller looks until it knows how a new worker waits, but not for good.
+func TestNewWorkersAreSeenIdle(t *testing.T) {
+	for _, c := range []struct {
+		w         worker
+		queueOnly bool
+		want      bool
+	}{
+		{worker{}, false, true},
+		{worker{seenIdle: true}, false, false},
+		{worker{looked: newLooks}, false, false},
+		{worker{wchan: -1}, false, false},
+		{worker{}, true, false},
+	} {
+		p := &Poller{opts: Options{QueueOnly: c.queueOnly}, workers: []*worker{&c.w}}
+		if got := p.strangers(); got != c.want {
+			t.Errorf("%+v: %v, want %v", c.w, got, c.want)
+		}
+	}
+	p := tickFleet(t, 1)
+	p.workers[0].seenIdle, p.workers[0].looked = false, 0
+	p.traffic = 0
+	eventually(t, "it sleeps", func() bool { return p.tick(time.Hour) == 0 })
+	if !p.workers[0].seenIdle {
+		t.Error("it sleeps, and the worker has not been seen idle")
+	}
+}
+
 // TestRests: of four looks one reads what a thread waits for that nobody needs to know.
 func TestRests(t *testing.T) {
 	asleep := worker{wait: Busy, asleep: true, conns: 1}

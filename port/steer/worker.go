@@ -51,6 +51,8 @@ type worker struct {
 const (
 	// learnAfter is how many looks at a thread that is never idle it takes to look for another one that accepts.
 	learnAfter = 256
+	// newLooks is how many looks a new worker gets without traffic until it is seen idle.
+	newLooks = 50
 	// learnPause is the time between two searches for the accepting thread.
 	learnPause = 5 * time.Second
 	// runsLong is how long a thread may run without a break, with nothing in its queue, before its wait channel is no longer believed: it may have become
