@@ -21,11 +21,12 @@ type pace struct {
 }
 
 const (
-	// paceShare is what looks at connections may take of one processor, as long as there are few. The faster they come, the nearer it is to paceRushed: of so many
-	// connections hardly any is saved by one more look. Whatever else this process does is in it.
+	// paceShare is what looks may take of one processor, as long as connections are few: no more than one in paceFew. The faster they come, the nearer it is to paceRushed:
+	// of so many connections hardly any is saved by one more look. Whatever else this process does is in it.
 	paceShare, paceRushed = 0.03, 0.015
+	paceFew               = 3 * time.Millisecond
 	// paceLooks is over how many looks their cost is averaged.
-	paceLooks = 64
+	paceLooks = 32
 	// paceSaved is how many looks can be saved up.
 	paceSaved = 64
 	// paceRest is how many times longer than the longest a pause may be to save something up.
@@ -69,22 +70,14 @@ func (p *pace) look(now time.Duration, used func() time.Duration) {
 	cpu := used()
 	if p.used != 0 {
 		dearest := time.Duration(float64(p.most) * paceShare)
-		p.took += (min((cpu-p.used)/time.Duration(n), dearest) - p.took) / 4
+		p.took += (min((cpu-p.used)/time.Duration(n), dearest) - p.took) / 2
 	}
 	p.counted, p.used = p.looks, cpu
 }
 
 // price is the time that pays for a look.
 func (p *pace) price() time.Duration {
-	price := p.priceOf(paceShare)
-	if p.gap >= price {
-		return price
-	}
-	return p.priceOf(paceRushed + (paceShare-paceRushed)*float64(p.gap)/float64(price))
-}
-
-// priceOf is the time in which a share of a processor is what a look takes.
-func (p *pace) priceOf(share float64) time.Duration {
+	share := paceRushed + (paceShare-paceRushed)*float64(min(p.gap, paceFew))/float64(paceFew)
 	return min(max(time.Duration(float64(p.took)/share), p.least), p.most)
 }
 
@@ -106,7 +99,7 @@ func (p *pace) came(after time.Duration) {
 }
 
 // rushed tells whether connections come too fast to look at each.
-func (p *pace) rushed() bool { return p.gap < p.priceOf(paceShare) }
+func (p *pace) rushed() bool { return p.gap < p.price() }
 
 // pause is the time until the next look if no connection that is asked for comes before. Soon is above 0 when much may change without one: then it is how many of the
 // shortest pauses that takes.

@@ -276,6 +276,7 @@ func TestConnectionIsAskedFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	now := time.Hour
+	p.pace.fixed(2 * time.Millisecond)
 	asked := 0
 	for ; asked < 10*paceSaved; asked++ {
 		if p.tick(now); !p.arrivals.armed {
