@@ -9,8 +9,8 @@ import "time"
 // As long as there is enough for it, each connection is looked at when it has come, and hardly anything in between. When they come too fast for that, looks at regular
 // times see more.
 type pace struct {
-	shortest, longest time.Duration // bounds of the time between two looks
-	least, most       time.Duration // bounds of the price
+	shortest, longest time.Duration // bounds of the time between two looks, and of the price
+	set               time.Duration // the price, if it is given
 	took              time.Duration // CPU time of a look
 	credit            time.Duration // the time that has not been spent yet; below 0 when there were more looks than it pays for
 	last              time.Duration // when the last look was
@@ -37,20 +37,14 @@ const (
 
 // newPace starts with a look that takes 50 µs, and with all that can be saved.
 func newPace(shortest, longest time.Duration) pace {
-	p := pace{took: 50 * time.Microsecond, gap: longest}
-	p.bound(shortest, longest)
+	p := pace{shortest: shortest, longest: longest, took: 50 * time.Microsecond, gap: longest}
 	p.credit = p.saved()
 	return p
 }
 
-// bound sets the bounds of pauses and, by them, of prices. On a machine that is slow or busy, looks at regular times may be rarer than longest.
-func (p *pace) bound(shortest, longest time.Duration) {
-	p.shortest, p.longest, p.least, p.most = shortest, longest, shortest, longest
-}
-
 // fixed makes the price what it is given as, whatever looks cost.
 func (p *pace) fixed(price time.Duration) {
-	p.least, p.most = price, price
+	p.set = price
 	p.shortest, p.longest = min(p.shortest, price), max(p.longest, price)
 	p.credit = p.saved()
 }
@@ -69,7 +63,7 @@ func (p *pace) look(now time.Duration, used func() time.Duration) {
 	}
 	cpu := used()
 	if p.used != 0 {
-		dearest := time.Duration(float64(p.most) * paceShare)
+		dearest := time.Duration(float64(p.longest) * paceShare)
 		p.took += (min((cpu-p.used)/time.Duration(n), dearest) - p.took) / 2
 	}
 	p.counted, p.used = p.looks, cpu
@@ -77,8 +71,11 @@ func (p *pace) look(now time.Duration, used func() time.Duration) {
 
 // price is the time that pays for a look.
 func (p *pace) price() time.Duration {
+	if p.set != 0 {
+		return p.set
+	}
 	share := paceRushed + (paceShare-paceRushed)*float64(min(p.gap, paceFew))/float64(paceFew)
-	return min(max(time.Duration(float64(p.took)/share), p.least), p.most)
+	return min(max(time.Duration(float64(p.took)/share), p.shortest), p.longest)
 }
 
 // saved is the most that can be saved.
@@ -95,7 +92,7 @@ func (p *pace) asks() bool {
 
 // came learns how long it took until a connection came.
 func (p *pace) came(after time.Duration) {
-	p.gap += (min(after, 4*p.most) - p.gap) / paceSamples
+	p.gap += (min(after, 4*p.longest) - p.gap) / paceSamples
 }
 
 // rushed tells whether connections come too fast to look at each.

@@ -502,9 +502,7 @@ func (p *Poller) adopt(msg *Membership) {
 		p.tried = true
 		p.failure = p.arrivals.open(p.queues, p.event)
 	}
-	if p.opts.Tick == 0 {
-		p.pace.bound(shortestTick, longestTick*time.Duration(min(1+(p.steered-1)/16, 8)))
-	}
+	p.pace.longest = max(longestTick*time.Duration(min(1+(p.steered-1)/16, 8)), p.opts.Tick)
 }
 
 // forget takes the member's descriptor out of the epolls, where it would stay as long as anybody has the socket open, and closes it.
