@@ -6,6 +6,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -223,6 +224,44 @@ func TestAllLeak(t *testing.T) {
 	if replaced < 2 {
 		t.Errorf("%d workers were replaced, want 2 or more", replaced)
 	}
+}
+
+// TestProgramStaysInMemory has worker after worker run out of memory, for which the kernel drops every page of a file
+// first: skep has to read none of its program again.
+func TestProgramStaysInMemory(t *testing.T) {
+	t.Parallel() // it mostly waits
+	// What the container has written itself is counted as its memory, and may be dropped once it is on the disk.
+	const own = "cp /skep /hold /tmp/ && sync /tmp/skep /tmp/hold && exec /tmp/skep -w auto --start-limit=100 -- /tmp/hold -mib=200 -late"
+	c := dockertest.Run(t, dockertest.Options{
+		Image: debianImage(t),
+		Flags: []string{"--memory=64m", "--memory-swap=64m", "--cpus=2", "--entrypoint=/bin/sh"},
+		Args:  []string{"-c", own},
+	})
+	c.WaitLog(`worker ended .*cause=oom`, 1, 60*time.Second)
+	first := pagesRead(t, c)
+	c.WaitLog(`worker ended .*cause=oom`, 3, 60*time.Second)
+	// What it needs for the first time may come from the file: that is not much.
+	if n := pagesRead(t, c) - first; n > 8 {
+		t.Errorf("skep has waited %d times for its own program, want 8 at most", n)
+	}
+	if !c.State().Running {
+		t.Error("the container has ended")
+	}
+}
+
+// pagesRead is how often the container's first process had to wait for a page from the disk (proc_pid_stat(5)).
+func pagesRead(t *testing.T, c *dockertest.Container) int {
+	t.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.State().Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, fields, _ := strings.Cut(string(stat), ") ")
+	n, err := strconv.Atoi(strings.Fields(fields)[9])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // TestFirstWorkerTooLarge gives the first worker less than it needs: before it

@@ -16,6 +16,7 @@ import (
 	"skep/initd/supervise"
 	"skep/internal/logger"
 	"skep/internal/signals"
+	"skep/internal/sys"
 	"skep/launch"
 	"skep/port"
 	"skep/prestart"
@@ -192,6 +193,14 @@ func prepare(o Options, signals *signals.Source) (*loop, error) {
 	return l, nil
 }
 
+// keepProgram keeps skep's program in memory. When a container's memory runs out the kernel first drops what can be read
+// again from files. The last of a killed worker's threads lets go of the bind filter before it gives its memory back
+// (do_exit of kernel/exit.c, Linux 6.11 and later), which wakes skep; if that has to be read first, memory is needed
+// just then, the worker no longer counts, and the kernel kills who is left: PID 1. In a container of 64 MiB that
+// happened in one of twenty kills for memory. It costs some tenths of a millisecond once, which a lone command
+// does without: it has no filter. Where RLIMIT_MEMLOCK is too low it stays as it is.
+func keepProgram() { _ = sys.KeepProgram() }
+
 // readers is how many goroutines read of limits and workers at a time, and
 // spareThreads how many may be in a system call that lasts: those, and the one that
 // writes the log. The loop itself has the first thread. With what the runtime has
@@ -243,6 +252,9 @@ func (l *loop) run() (code int) {
 	defer cancel()
 	l.timer = time.NewTimer(time.Hour)
 	l.begin()
+	if !l.o.Boring {
+		l.background(keepProgram)
+	}
 	l.settle() // nothing may have been started
 	for !l.quit {
 		l.arm()
