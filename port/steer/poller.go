@@ -672,6 +672,9 @@ func (p *Poller) lookAtWorkers(now time.Duration) {
 			assume(w.id)
 			is = w.id
 		}
+		if w.wantsCount(now) {
+			w.recount(now, p.listeners(w), &p.read)
+		}
 		w.look(now, &p.read)
 		if w.wantsThread(now) {
 			w.findThread(now, &p.read)

@@ -237,6 +237,23 @@ func sleeps(tb testing.TB, p *Poller, still time.Duration) (ticks uint64) {
 	return ticks
 }
 
+// TestOpenFilesAreNoConnections has a worker open files for itself while it serves, as one does that starts processes of its own then: it does not look busier than the
+// other one for ever. Its connections still count.
+func TestOpenFilesAreNoConnections(t *testing.T) {
+	f := startFleet(t, 2, false, &Options{}, nil)
+	f.poller.Update(f.probed(t, nil))
+	settled(t, f.poller, Ready, Ready)
+	f.reach(t, 0, askStay)
+	f.reach(t, 0, askOpen)
+	eventually(t, "the files are told from the connection", func() bool {
+		f.anyone(t) // without traffic nobody looks
+		s := stats(t, f.poller)
+		return s[0].Conns == 1 && s[1].Conns == 0
+	})
+	f.reach(t, 1, askStay)
+	eventually(t, "connections go to both", func() bool { return f.anyone(t) == f.workers[0].pid })
+}
+
 // TestSleepIsNoStall: what happened before a connection came does not count, however long it was.
 func TestSleepIsNoStall(t *testing.T) {
 	f := startFleet(t, 2, false, &Options{StuckAfter: 50 * time.Millisecond, Quiet: 10 * time.Millisecond}, nil)

@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"math"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"skep/proc"
 )
 
 // worker is what the poller knows of the process behind one or several members.
@@ -29,8 +32,10 @@ type worker struct {
 	wait    Wait
 	files   int           // open descriptors, or -1
 	changed bool          // their number is another one than at the look before
-	base    int           // the descriptors that are no connections: the fewest ever seen
+	base    int           // the descriptors that are no connections: the fewest ever seen, or as many as were counted
 	conns   int           // files - base, or -1
+	none    time.Duration // when conns was 0 last, or was counted
+	doubt   time.Duration // how long after that they are counted
 	moved   time.Duration // when it was last seen to get on
 	stalls  bool          // a member's queue was not empty at the last look
 	gulps   int           // how much more often it was seen to take several connections at once and to leave none than to take one of several, from -2 to 2
@@ -53,6 +58,11 @@ const (
 	learnAfter = 256
 	// newLooks is how many looks a new worker gets without traffic until it is seen idle.
 	newLooks = 50
+	// doubtFirst is how long a worker must have had connections until they are counted for the first time, and doubtLongest the longest time until
+	// they are counted again. It doubles with each count.
+	doubtFirst, doubtLongest = 200 * time.Millisecond, 10 * time.Minute
+	// countMost bounds the number of descriptors that are counted. Among more connections a few more or less make no difference.
+	countMost = 512
 	// learnPause is the time between two searches for the accepting thread.
 	learnPause = 5 * time.Second
 	// runsLong is how long a thread may run without a break, with nothing in its queue, before its wait channel is no longer believed: it may have become
@@ -121,6 +131,9 @@ func (w *worker) count(now time.Duration, plenty bool, r *readings) (more int) {
 			w.files, w.base = n, min(w.base, n)
 			w.conns = n - w.base
 			w.moved = now
+		}
+		if w.conns == 0 {
+			w.none, w.doubt = now, doubtFirst
 		}
 	}
 	w.looked++
@@ -303,6 +316,30 @@ type readings struct {
 // wantsThread tells whether it is time to search for the thread that accepts, because the one that is watched has never been idle.
 func (w *worker) wantsThread(now time.Duration) bool {
 	return w.wchan >= 0 && !w.seenIdle && w.looks >= learnAfter && (w.scanned == 0 || now-w.scanned > learnPause)
+}
+
+// wantsCount tells whether the worker has had connections for so long that some may be none: what it has opened for itself since it was ready, such as a pipe to a
+// process that it started, never goes away.
+func (w *worker) wantsCount(now time.Duration) bool {
+	return w.conns > 0 && w.files <= countMost && !w.gone && now-w.none >= w.doubt
+}
+
+// recount counts the descriptors that are surely no connections, because they are no sockets or those that the worker listens on. The thread's file-system identity must be the
+// worker's.
+func (w *worker) recount(now time.Duration, listeners []uint64, r *readings) {
+	w.none, w.doubt = now, min(2*w.doubt, doubtLongest)
+	sockets, err := proc.Host.Sockets(w.pid)
+	if err != nil || fileSize(w.fdDir, &r.stat) != w.files { // some have come or gone meanwhile
+		return
+	}
+	connections := 0
+	for _, inode := range sockets {
+		if !slices.Contains(listeners, inode) {
+			connections++
+		}
+	}
+	w.base = max(w.base, w.files-connections)
+	w.conns = w.files - w.base
 }
 
 // findThread watches the only thread of the process that waits for events, if there is exactly one. A process with several accepts in any of them, so that

@@ -46,6 +46,7 @@ const (
 	askWho   = 'w' // the worker's pid, as text
 	askBlock = 'b' // an answer after blockTime in which the loop does nothing else
 	askStay  = 's' // an answer, and the connection stays open
+	askOpen  = 'o' // an answer, and the worker has two more files open that are no connections
 	askBind  = 'h' // no answer, never: the loop hangs
 	askGorge = 'g' // an answer, and the worker has so much memory that its end takes a while
 )
@@ -109,6 +110,8 @@ func serveLoop(listener int) int {
 				block(blockTime)
 			case askGorge:
 				unix.Mmap(-1, 0, gorge, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_POPULATE)
+			case askOpen:
+				unix.Pipe2(make([]int, 2), unix.O_CLOEXEC)
 			case askEcho:
 			case askStay:
 				stay = true
