@@ -33,7 +33,7 @@ func (p *Poller) watch(now time.Duration, quiet bool) time.Duration {
 			}
 			next = p.opts.Hang / 4
 			switch {
-			case !w.asleep:
+			case !w.asleep && !w.mute:
 				w.blocked, w.seen = 0, 0
 				continue
 			case w.seen == 0:
@@ -44,6 +44,7 @@ func (p *Poller) watch(now time.Duration, quiet bool) time.Duration {
 			if now-w.blocked < blockedLeast && !quiet || w.told != 0 && now-w.told < p.opts.Hang/4 || !p.accepts(w) {
 				continue
 			}
+			w.seenIdle = true // as good as that: it is the only one that can accept
 			if p.send(Event{Kind: Blocked, Group: g.ID, Seat: m.Seat, For: now - w.blocked, TID: w.tid}) {
 				w.told = now
 			}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"skep/internal/testneed"
+	"skep/proc"
 )
 
 // told waits for so long for a Blocked event of any seat.
@@ -83,6 +84,35 @@ func TestBlockedByAnOldConnection(t *testing.T) {
 	})
 	c.Write([]byte{askBind})
 	await(t, f.poller, Blocked, 0)
+}
+
+// TestBlockedByTheFirst: a worker finds its first connection when it first looks for one, and hangs in it: it is never seen to wait.
+func TestBlockedByTheFirst(t *testing.T) {
+	testneed.Linux(t, 6, 2)
+	f := startFleet(t, 2, false, nil, nil)
+	pid := f.workers[1].pid
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is stopped", func() bool {
+		s, err := proc.Host.Stat(pid)
+		return err == nil && s.State == 'T'
+	})
+	p, err := NewPoller(Options{Hang: hang, Quiet: 20 * time.Millisecond, Tick: 2 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	f.poller = p
+	p.Update(f.probed(t, nil))
+	settled(t, p, Ready, Ready)
+	f.reach(t, 1, askBind)
+	if err := unix.Kill(pid, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	await(t, p, Blocked, 1)
+	settled(t, p, Ready, Hung)
+	quickOnes(t, f, 50)
 }
 
 // TestBlockedOnlyIfAlone: when another thread waits for events it may be the one that accepts.

@@ -47,6 +47,7 @@ type worker struct {
 
 	runs    bool          // the accepting thread was seen to run at the last look
 	asleep  bool          // it sleeps, and not for a connection
+	mute    bool          // so does it, but it has never been seen to wait for one: perhaps it is another thread that accepts, or its first connection has blocked it
 	blocked time.Duration // since when it has been asleep without a break; 0 when it is not
 	seen    time.Duration // since when each look, however far apart, has shown it asleep; 0 when it is not
 	told    time.Duration // when that was told last
@@ -166,6 +167,7 @@ func (w *worker) look(now time.Duration, r *readings) {
 		w.checkPulse(r.name[:n], r)
 		w.runs = w.wait == Busy && r.name[0] == '0'
 		w.asleep = w.wait == Busy && !w.runs && w.conns != 0
+		w.mute = !w.seenIdle && w.conns != 0 && n > 0 && r.name[0] != '0' && !pooled(r.name[:n])
 	}
 	if w.wait == Busy && w.conns == 0 {
 		// It has no request to be busy with. In Go and Java the thread that called listen(2) is one of many, and rests anywhere.
@@ -273,8 +275,7 @@ func (w *worker) classify(now time.Duration, name []byte) Wait {
 	case !w.seenIdle:
 		w.looks = min(w.looks+1, learnAfter)
 		return Unknown
-	case bytes.HasPrefix(name, []byte("futex_")):
-		// A thread of a pool that has nothing to run: another one may accept by now.
+	case pooled(name):
 		w.zeroSince = 0
 		return Unknown
 	case string(name) != "0":
@@ -287,6 +288,9 @@ func (w *worker) classify(now time.Duration, name []byte) Wait {
 	}
 	return Busy
 }
+
+// pooled tells whether a thread that sleeps in this function may be one of a pool that has nothing to run: another one may accept by now.
+func pooled(name []byte) bool { return bytes.HasPrefix(name, []byte("futex_")) }
 
 // waitsForEvents tells whether a thread that sleeps in this function of the kernel waits for events: in epoll_wait, poll, select, accept, or for completions
 // of io_uring. Compilers add suffixes such as ".constprop.0". The names differ between kernels, by what is inlined.
