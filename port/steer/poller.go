@@ -363,8 +363,10 @@ func (p *Poller) run() {
 	}
 	var due time.Duration // 0: never
 	expired := func(uintptr) bool {
-		// The runtime has forgotten all events up to here, and none that comes from here on is lost; what was seen already may end the wait for nothing. A message that came
-		// before the timer is set has set it in vain.
+		// The runtime has forgotten all events up to here, and none that comes from here on is lost; what was seen already may end the wait for nothing.
+		if p.wanted() {
+			return true
+		}
 		if due > 0 {
 			rest := due - time.Since(p.start)
 			if rest <= 0 {
@@ -372,7 +374,7 @@ func (p *Poller) run() {
 			}
 			setTimer(p.timerfd, rest)
 		}
-		return p.wanted()
+		return p.wanted() // a message that came before the timer was set has set it in vain
 	}
 	for !p.closed.Load() {
 		if p.ending.Load() {
