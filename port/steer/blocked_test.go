@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"skep/internal/testneed"
-	"skep/proc"
 )
 
 // told waits for so long for a Blocked event of any seat.
@@ -94,10 +93,7 @@ func TestBlockedByTheFirst(t *testing.T) {
 	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it is stopped", func() bool {
-		s, err := proc.Host.Stat(pid)
-		return err == nil && s.State == 'T'
-	})
+	inState(t, pid, ") T ")
 	p, err := NewPoller(Options{Hang: hang, Quiet: 20 * time.Millisecond, Tick: 2 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)

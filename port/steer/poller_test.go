@@ -100,6 +100,21 @@ func TestLeavingIsNotFollowedByAStandby(t *testing.T) {
 	}
 }
 
+// connectTo opens a connection to the member's group.
+func connectTo(tb testing.TB, m *member) net.Conn {
+	tb.Helper()
+	sa, err := unix.Getsockname(m.FD)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", sa.(*unix.SockaddrInet4).Port))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { conn.Close() })
+	return conn
+}
+
 // anyone is the process that gets an ordinary connection.
 func (f *fleet) anyone(tb testing.TB) int {
 	tb.Helper()
@@ -1096,18 +1111,7 @@ func TestGulpsIsLearned(t *testing.T) {
 			return m.queue == queue
 		})
 	}
-	connect := func() net.Conn {
-		sa, err := unix.Getsockname(m.FD)
-		if err != nil {
-			t.Fatal(err)
-		}
-		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", sa.(*unix.SockaddrInet4).Port))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { conn.Close() })
-		return conn
-	}
+	connect := func() net.Conn { return connectTo(t, m) }
 	take := func() {
 		fd, _, err := unix.Accept(m.FD)
 		if err != nil {

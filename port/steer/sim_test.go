@@ -35,7 +35,7 @@ type simulation struct {
 	next    int
 	port    int
 	choose  func(now time.Duration, views []View, burst int) []int
-	burst   int
+	burst   burst
 	arrived int
 
 	attaches, looks int
@@ -64,7 +64,7 @@ func (s *simulation) run(workers int, tick time.Duration) []time.Duration {
 				soon = min(soon, 1)
 			}
 		}
-		s.burst = max(s.arrived, s.burst*7/8)
+		s.burst.saw(now, s.arrived)
 		s.arrived = 0
 		s.looks++
 		if armed && now == came+*simLatency {
@@ -72,7 +72,7 @@ func (s *simulation) run(workers int, tick time.Duration) []time.Duration {
 			armed = false
 		}
 		pace.look(now, func() time.Duration { return 0 })
-		if now := s.choose(now, views, s.burst); !serves(choice, now) {
+		if now := s.choose(now, views, s.burst.next); !serves(choice, now) {
 			choice = now
 			s.attaches++
 		}

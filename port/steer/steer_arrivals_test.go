@@ -3,7 +3,6 @@ package steer
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"runtime"
 	"strings"
@@ -210,15 +209,7 @@ func TestUntoldIsSoon(t *testing.T) {
 			inState(t, w.pid, ") T ")
 		}
 		p.tick(time.Hour)
-		sa, err := unix.Getsockname(p.groups[0].members[0].FD)
-		if err != nil {
-			t.Fatal(err)
-		}
-		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", sa.(*unix.SockaddrInet4).Port))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
+		connectTo(t, p.groups[0].members[0])
 		p.told = told
 		if pause := p.tick(2 * time.Hour); p.arrived != 1 || pause != want {
 			t.Errorf("%d connections, told %v: a pause of %v, want 1 and %v", p.arrived, told, pause, want)
@@ -271,10 +262,6 @@ func TestConnectionIsAskedFor(t *testing.T) {
 	if !p.arrivals.works() {
 		t.Fatal("the kernel does not tell of connections")
 	}
-	sa, err := unix.Getsockname(p.groups[0].members[0].FD)
-	if err != nil {
-		t.Fatal(err)
-	}
 	now := time.Hour
 	p.pace.fixed(2 * time.Millisecond)
 	asked := 0
@@ -282,11 +269,7 @@ func TestConnectionIsAskedFor(t *testing.T) {
 		if p.tick(now); !p.arrivals.armed {
 			break
 		}
-		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", sa.(*unix.SockaddrInet4).Port))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
+		connectTo(t, p.groups[0].members[0])
 		if !p.arrivals.came() {
 			t.Fatal("a connection has come and is not told of")
 		}
