@@ -95,8 +95,9 @@ func (p *pace) came(after time.Duration) {
 	p.gap += (min(after, 4*p.longest) - p.gap) / paceSamples
 }
 
-// rushed tells whether connections come too fast to look at each.
-func (p *pace) rushed() bool { return p.gap < p.price() }
+// rushed tells whether connections come too fast to look at each: by a fifth or more, because up to there a pause now and then makes looks at connections see more than
+// looks at regular times, and because the gap is a guess.
+func (p *pace) rushed() bool { return 6*p.gap < 5*p.price() }
 
 // pause is the time until the next look if no connection that is asked for comes before. Soon is above 0 when much may change without one: then it is how many of the
 // shortest pauses that takes.
