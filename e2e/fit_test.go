@@ -234,7 +234,7 @@ func TestProgramStaysInMemory(t *testing.T) {
 	const own = "cp /skep /hold /tmp/ && sync /tmp/skep /tmp/hold && exec /tmp/skep -w auto --start-limit=100 -- /tmp/hold -mib=200 -late"
 	c := dockertest.Run(t, dockertest.Options{
 		Image: debianImage(t),
-		Flags: []string{"--memory=64m", "--memory-swap=64m", "--cpus=2", "--entrypoint=/bin/sh"},
+		Flags: []string{"--memory=64m", "--memory-swap=64m", "--cpus=2", "--ulimit=memlock=8388608", "--entrypoint=/bin/sh"},
 		Args:  []string{"-c", own},
 	})
 	c.WaitLog(`worker ended .*cause=oom`, 1, 60*time.Second)

@@ -121,7 +121,7 @@ func TestFrozenWorkerIsLeftAlone(t *testing.T) {
 	if over > 20*time.Millisecond {
 		t.Errorf("connections were given to the worker for %v after the first was in its queue", over)
 	}
-	if n == 0 {
+	if n == 0 && f.held == 0 { // one that it had accepted, and that is lost, shows it as well
 		t.Error("nobody waited, so nothing was shown")
 	}
 	// The detector can fail: the kernel's hash goes on giving a quarter to it.
