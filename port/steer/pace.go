@@ -31,8 +31,10 @@ const (
 	paceSaved = 64
 	// paceRest is how many times longer than the longest a pause may be to save something up.
 	paceRest = 2
-	// paceSamples is over how many connections their gap is averaged, and how many looks at regular times there are for one at a connection.
-	paceSamples = 16
+	// paceSamples is over how many connections their gap is averaged: few, and it seems too short now and then, which it takes many looks to find out.
+	paceSamples = 64
+	// paceTimed is how many looks at regular times there are for one at a connection.
+	paceTimed = 16
 )
 
 // newPace starts with a look that takes 50 µs, and with all that can be saved.
@@ -85,7 +87,7 @@ func (p *pace) saved() time.Duration { return paceSaved * p.price() }
 func (p *pace) asks() bool {
 	if p.rushed() {
 		// It may seem so for a moment only, and now and then has to be seen again.
-		return p.credit >= p.saved()/2 || p.looks%paceSamples == 0
+		return p.credit >= p.saved()/2 || p.looks%paceTimed == 0
 	}
 	return p.credit >= 0
 }

@@ -1,6 +1,7 @@
 package steer
 
 import (
+	"math/rand/v2"
 	"testing"
 	"time"
 )
@@ -10,6 +11,11 @@ const ms = time.Millisecond
 // paced looks again and again, on a clock that counts nothing but looks of the cost given, at connections that come each gap, when they are asked for, and else when the
 // pace says so. It returns how much of a processor the second half of the looks took, and at what part of the connections it looked.
 func paced(p *pace, cost, gap time.Duration, soon int) (share, seen float64) {
+	return pacedBy(p, cost, gap, soon, func(now time.Duration) time.Duration { return now + gap - now%gap })
+}
+
+// pacedBy is paced with connections of which the next one comes when the function says.
+func pacedBy(p *pace, cost, gap time.Duration, soon int, nextAfter func(now time.Duration) time.Duration) (share, seen float64) {
 	const looks = 160 * paceLooks
 	used, now := time.Second, time.Duration(0)
 	var began, before, asked time.Duration
@@ -25,7 +31,7 @@ func paced(p *pace, cost, gap time.Duration, soon int) (share, seen float64) {
 			asked, armed = now, true
 		}
 		next := now + p.pause(soon)
-		if comes := now + gap - now%gap; armed && comes < next {
+		if comes := nextAfter(now); armed && comes < next {
 			next, armed = comes, false
 			p.came(comes - asked)
 			atConnections++
@@ -33,6 +39,18 @@ func paced(p *pace, cost, gap time.Duration, soon int) (share, seen float64) {
 		now = next
 	}
 	return float64(used-before) / float64(now-began), float64(atConnections) * float64(gap) / float64(now-began)
+}
+
+// TestPaceNearTheLimit: connections that come about as fast as looks at each can be paid for are looked at when they come, most of them.
+func TestPaceNearTheLimit(t *testing.T) {
+	p := newPace(ms, 8*ms)
+	p.fixed(3 * ms)
+	const gap = 3 * ms
+	r := rand.New(rand.NewPCG(1, 1))
+	any := func(now time.Duration) time.Duration { return now + time.Duration(r.ExpFloat64()*float64(gap)) }
+	if _, seen := pacedBy(&p, 0, gap, 0, any); seen < 0.3 {
+		t.Errorf("%.2f of the connections were looked at", seen)
+	}
 }
 
 // TestPaceKeepsToItsShare: whatever happens, looks do not take more than they may, but for those that are as seldom as can be; and connections are all looked at as
@@ -72,7 +90,7 @@ func TestPaceLooksAtTimes(t *testing.T) {
 	}
 	p.credit = p.saved() / 4
 	asked := 0
-	for i := range 16 * paceSamples {
+	for i := range 16 * paceTimed {
 		now := time.Duration(i) * p.price()
 		p.look(now, func() time.Duration { return 0 })
 		if p.asks() {
@@ -83,7 +101,7 @@ func TestPaceLooksAtTimes(t *testing.T) {
 		}
 	}
 	if asked != 16 {
-		t.Errorf("asked for %d connections in %d looks, want 16", asked, 16*paceSamples)
+		t.Errorf("asked for %d connections in %d looks, want 16", asked, 16*paceTimed)
 	}
 	for range 3 * paceSamples {
 		p.came(time.Second)
