@@ -25,7 +25,7 @@ type segment struct {
 // read, whatever else needs memory (mlock2(2), MLOCK_ONFAULT). It takes no page that is not used. Children do not
 // inherit it.
 //
-// The error is the kernel's: ENOSYS before 4.4, EPERM or ENOMEM where RLIMIT_MEMLOCK is less than the program's size
+// On 32-bit machines, whose headers are of another form, it does nothing but say EINVAL. Any other error is the kernel's: ENOSYS before 4.4, EPERM or ENOMEM where RLIMIT_MEMLOCK is less than the program's size
 // (8 MiB since Linux 5.16, 64 KiB before).
 func KeepProgram() error {
 	aux, err := unix.Auxv()
@@ -42,6 +42,9 @@ func KeepProgram() error {
 		case auxHeaderCount:
 			count = a[1]
 		}
+	}
+	if size != unsafe.Sizeof(segment{}) {
+		return unix.EINVAL
 	}
 	for ; count > 0; count-- {
 		s := (*segment)(*(*unsafe.Pointer)(unsafe.Pointer(&headers))) // not a pointer to Go's memory
