@@ -65,8 +65,8 @@ func (p *Poller) accepts(w *worker) bool {
 			}
 			listeners := p.listeners(w)
 			if !holds { // the kernel does not tell how many descriptors there are
-				sockets, _ := proc.Host.Sockets(w.pid)
-				holds = slices.ContainsFunc(sockets, func(inode uint64) bool { return !slices.Contains(listeners, inode) })
+				n, _ := w.sockets(listeners)
+				holds = n > 0
 			}
 			tree, err := proc.Host.Tree(w.pid)
 			alone = err == nil

@@ -41,14 +41,14 @@ func pacedBy(p *pace, cost, gap time.Duration, soon int, nextAfter func(now time
 	return float64(used-before) / float64(now-began), float64(atConnections) * float64(gap) / float64(now-began)
 }
 
-// TestPaceNearTheLimit: connections that come about as fast as looks at each can be paid for are looked at when they come, most of them.
+// TestPaceNearTheLimit: connections that come about as fast as looks at each can be paid for are looked at when they come, many of them.
 func TestPaceNearTheLimit(t *testing.T) {
 	p := newPace(ms, 8*ms)
 	p.fixed(3 * ms)
 	const gap = 3 * ms
 	r := rand.New(rand.NewPCG(1, 1))
-	any := func(now time.Duration) time.Duration { return now + time.Duration(r.ExpFloat64()*float64(gap)) }
-	if _, seen := pacedBy(&p, 0, gap, 0, any); seen < 0.3 {
+	next := func(now time.Duration) time.Duration { return now + time.Duration(r.ExpFloat64()*float64(gap)) }
+	if _, seen := pacedBy(&p, 0, gap, 0, next); seen < 0.3 {
 		t.Errorf("%.2f of the connections were looked at", seen)
 	}
 }

@@ -546,7 +546,8 @@ func (p *Poller) workerOf(x Member, old []*worker) *worker {
 			return w
 		}
 	}
-	w := &worker{seat: x.Seat, pid: x.PID, tid: x.TID, given: x.TID, id: identity{x.UID, x.GID}, moved: time.Since(p.start)}
+	now := time.Since(p.start)
+	w := &worker{seat: x.Seat, pid: x.PID, tid: x.TID, given: x.TID, id: identity{x.UID, x.GID}, moved: now, none: now, doubt: doubtFirst}
 	p.as(w.id, w.open)
 	p.workers = append(p.workers, w)
 	return w

@@ -269,6 +269,27 @@ func TestOpenFilesAreNoConnections(t *testing.T) {
 	eventually(t, "connections go to both", func() bool { return f.anyone(t) == f.workers[0].pid })
 }
 
+// TestCountsAreRare: a worker that has a connection from its first look on is counted less and less often.
+func TestCountsAreRare(t *testing.T) {
+	p := tickFleet(t, 1)
+	f := startFleet(t, 1, false, nil, nil)
+	m := f.membership(t, nil, nil)
+	p.adopt(&m)
+	w := p.workers[0]
+	w.conns = 1
+	counts, began := 0, w.none
+	for now := began; now < began+10*time.Second; now += time.Millisecond {
+		if w.wantsCount(now) {
+			w.recount(now, nil, &p.read)
+			w.conns = 1
+			counts++
+		}
+	}
+	if counts < 3 || counts > 6 {
+		t.Errorf("counted %d times in 10 s, want 3 to 6", counts)
+	}
+}
+
 // TestSleepIsNoStall: what happened before a connection came does not count, however long it was.
 func TestSleepIsNoStall(t *testing.T) {
 	f := startFleet(t, 2, false, &Options{StuckAfter: 50 * time.Millisecond, Quiet: 10 * time.Millisecond}, nil)

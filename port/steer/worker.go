@@ -103,7 +103,7 @@ func (w *worker) openThread() {
 	task := "/proc/" + strconv.Itoa(w.pid) + "/task/" + strconv.Itoa(w.tid)
 	w.wchan, w.pulse = openAt(task+"/wchan", 0), openAt(task+"/stat", 0)
 	w.seenIdle, w.zeroSince, w.looks = false, 0, 0
-	w.blocked, w.seen, w.crowded = 0, 0, false
+	w.blocked, w.seen, w.crowded, w.mute = 0, 0, false, false
 }
 
 func (w *worker) close() {
@@ -332,18 +332,23 @@ func (w *worker) wantsCount(now time.Duration) bool {
 // worker's.
 func (w *worker) recount(now time.Duration, listeners []uint64, r *readings) {
 	w.none, w.doubt = now, min(2*w.doubt, doubtLongest)
-	sockets, err := proc.Host.Sockets(w.pid)
+	n, err := w.sockets(listeners)
 	if err != nil || fileSize(w.fdDir, &r.stat) != w.files { // some have come or gone meanwhile
 		return
 	}
-	connections := 0
-	for _, inode := range sockets {
+	w.base = max(w.base, w.files-n)
+	w.conns = w.files - w.base
+}
+
+// sockets is how many sockets the process has beside those that it listens on. The thread's file-system identity must be the worker's.
+func (w *worker) sockets(listeners []uint64) (n int, err error) {
+	inodes, err := proc.Host.Sockets(w.pid)
+	for _, inode := range inodes {
 		if !slices.Contains(listeners, inode) {
-			connections++
+			n++
 		}
 	}
-	w.base = max(w.base, w.files-connections)
-	w.conns = w.files - w.base
+	return n, err
 }
 
 // findThread watches the only thread of the process that waits for events, if there is exactly one. A process with several accepts in any of them, so that
