@@ -249,6 +249,17 @@ func TestProgramStaysInMemory(t *testing.T) {
 	}
 }
 
+// TestProgramIsNotKept: where less may be locked than the program is large, a line says what follows.
+func TestProgramIsNotKept(t *testing.T) {
+	t.Parallel() // it mostly waits
+	c := dockertest.Run(t, dockertest.Options{
+		Image: scratchImage(t),
+		Flags: []string{"--ulimit=memlock=65536", "--entrypoint=/skep"},
+		Args:  []string{"-w", "auto", "--", "/hold"},
+	})
+	c.WaitLog(`cannot keep skep's program in memory: the kernel may end skep.* error=`, 1, 60*time.Second)
+}
+
 // pagesRead is how often the container's first process had to wait for a page from the disk (proc_pid_stat(5)).
 func pagesRead(t *testing.T, c *dockertest.Container) int {
 	t.Helper()

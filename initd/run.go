@@ -198,8 +198,13 @@ func prepare(o Options, signals *signals.Source) (*loop, error) {
 // (do_exit of kernel/exit.c, Linux 6.11 and later), which wakes skep; if that has to be read first, memory is needed
 // just then, the worker no longer counts, and the kernel kills who is left: PID 1. In a container of 64 MiB that
 // happened in one of twenty kills for memory. It costs some tenths of a millisecond once, which a lone command
-// does without: it has no filter. Where RLIMIT_MEMLOCK is too low it stays as it is.
-func keepProgram() { _ = sys.KeepProgram() }
+// does without: it has no filter.
+func (l *loop) keepProgram() {
+	if err := sys.KeepProgram(); err != nil {
+		l.log.Log(logger.Info, "cannot keep skep's program in memory: the kernel may end skep when memory runs out; raise RLIMIT_MEMLOCK to 8 MiB",
+			logger.Field{Key: "error", Value: err.Error()})
+	}
+}
 
 // readers is how many goroutines read of limits and workers at a time, and
 // spareThreads how many may be in a system call that lasts: those, and the one that
@@ -253,7 +258,7 @@ func (l *loop) run() (code int) {
 	l.timer = time.NewTimer(time.Hour)
 	l.begin()
 	if !l.o.Boring {
-		l.background(keepProgram)
+		l.background(l.keepProgram)
 	}
 	l.settle() // nothing may have been started
 	for !l.quit {
