@@ -15,6 +15,8 @@ type pace struct {
 	credit            time.Duration // the time that has not been spent yet; below 0 when there were more looks than it pays for
 	last              time.Duration // when the last look was
 	gap               time.Duration // the usual time until the next connection comes
+	recent            time.Duration // the same of fewer connections
+	learned           int           // of how many
 	looks             int           // how many there were
 	counted           int           // how many there were when the CPU time was taken
 	used              time.Duration // CPU time of this process then, 0 when it was not taken
@@ -31,15 +33,16 @@ const (
 	paceSaved = 64
 	// paceRest is how many times longer than the longest a pause may be to save something up.
 	paceRest = 2
-	// paceSamples is over how many connections their gap is averaged: few, and it seems too short now and then, which it takes many looks to find out.
-	paceSamples = 64
-	// paceTimed is how many looks at regular times there are for one at a connection.
-	paceTimed = 16
+	// paceSamples is over how many connections their gap is averaged: few, and it seems too short now and then, which it takes many looks to find out. When the
+	// paceRecent last ones say that it is half or twice as long, it is learned anew.
+	paceSamples, paceRecent = 64, 16
+	// paceTimed is how many looks at regular times there are for one at a connection, and paceLearning how many while the gap is learned.
+	paceTimed, paceLearning = 16, 2
 )
 
 // newPace starts with a look that takes 50 µs, and with all that can be saved.
 func newPace(shortest, longest time.Duration) pace {
-	p := pace{shortest: shortest, longest: longest, took: 50 * time.Microsecond, gap: longest}
+	p := pace{shortest: shortest, longest: longest, took: 50 * time.Microsecond, gap: longest, recent: longest}
 	p.credit = p.saved()
 	return p
 }
@@ -87,14 +90,20 @@ func (p *pace) saved() time.Duration { return paceSaved * p.price() }
 func (p *pace) asks() bool {
 	if p.rushed() {
 		// It may seem so for a moment only, and now and then has to be seen again.
-		return p.credit >= p.saved()/2 || p.looks%paceTimed == 0
+		return p.credit >= p.saved()/2 || p.looks%paceTimed == 0 || p.learned < paceRecent && p.looks%paceLearning == 0
 	}
 	return p.credit >= 0
 }
 
 // came learns how long it took until a connection came.
 func (p *pace) came(after time.Duration) {
-	p.gap += (min(after, 4*p.longest) - p.gap) / paceSamples
+	after = min(after, 4*p.longest)
+	p.learned = min(p.learned+1, paceSamples)
+	p.gap += (after - p.gap) / time.Duration(p.learned+1)
+	p.recent += (after - p.recent) / time.Duration(min(p.learned, paceRecent)+1)
+	if 2*p.recent < p.gap || p.recent > 2*p.gap {
+		p.learned, p.gap = 0, p.recent
+	}
 }
 
 // rushed tells whether connections come too fast to look at each: by a fifth or more, because up to there a pause now and then makes looks at connections see more than

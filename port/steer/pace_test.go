@@ -53,6 +53,44 @@ func TestPaceNearTheLimit(t *testing.T) {
 	}
 }
 
+// TestPaceFollows: when connections come much faster or slower than before, the pace is that of what comes now after a fraction of a second and not after many seconds:
+// a load of some seconds would cost twice what it may, or be looked at too seldom.
+func TestPaceFollows(t *testing.T) {
+	p := newPace(ms, 8*ms)
+	const cost = 60 * time.Microsecond
+	r := rand.New(rand.NewPCG(1, 1))
+	used, now := time.Second, time.Duration(0)
+	settles := func(gap time.Duration, settled func() bool) time.Duration {
+		began := now
+		var next, asked time.Duration // when the connection that was asked for comes, 0 when none was
+		for !settled() && now-began < time.Minute {
+			used += cost
+			p.look(now, func() time.Duration { return used })
+			if next == 0 && p.asks() {
+				next, asked = now+time.Duration(r.ExpFloat64()*float64(gap)), now
+			}
+			due := now + p.pause(0)
+			if next != 0 && next <= due {
+				due = next
+				p.came(next - asked)
+				next = 0
+			}
+			now = due
+		}
+		return now - began
+	}
+	rushed := func() bool { return float64(cost)/float64(p.price()) < 1.1*paceRushed }
+	slow := func() bool { return !p.rushed() && float64(cost)/float64(p.price()) > 0.9*paceShare }
+	for range 3 {
+		if took := settles(100*time.Microsecond, rushed); took > 2*time.Second {
+			t.Errorf("when a connection comes each 0.1 ms, looks take what they may then after %v", took)
+		}
+		if took := settles(4*ms, slow); took > 2*time.Second {
+			t.Errorf("when a connection comes each 4 ms, looks take what they may then after %v", took)
+		}
+	}
+}
+
 // TestPaceKeepsToItsShare: whatever happens, looks do not take more than they may, but for those that are as seldom as can be; and connections are all looked at as
 // long as that is affordable.
 func TestPaceKeepsToItsShare(t *testing.T) {
