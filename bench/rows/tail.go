@@ -33,7 +33,7 @@ the queues and at what the accepting threads wait for. Node's primary hands conn
 the worker is blocked or not. The ideal queue is the same arrivals in a simulation: four workers, one queue,
 first come first served, no time lost between. (For the quick requests alone it is not a strict bound: a server that
 makes one blocking request wait behind another keeps the rest of its workers free.) skep looks when a connection has come, as long as
-3 % of a processor pay for it, which depends on the machine. What is left above the ideal are the connections that came
+5 % of a processor pay for it, which depends on the machine. What is left above the ideal are the connections that came
 between a worker's block and the next look at it, those that had to be given to some queue while all workers were blocked, where in a shared queue the first
 free worker takes them, and the time the machine itself takes. With requests as short as these a free worker hardly ever takes several, so the shared queues
 are at their best here, and even under the ideal, which counts the latency of a quick request as work although part of it is a wake-up. At the lower rate a few

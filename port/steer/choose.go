@@ -65,18 +65,22 @@ type View struct {
 	Gulps bool
 }
 
-// momentary is the longest Lag of a worker that is held to be in the middle of an ordinary request rather than blocked. It is a few ticks of the poller:
-// much longer, and a worker that has just begun to block still gets connections; much shorter, and a busy one that is fine is taken for a blocked one.
-const momentary = 4 * time.Millisecond
+// momentary is the longest Lag of a worker that is held to be in the middle of an ordinary request rather than blocked: a few looks. Much longer, and a worker that
+// has just begun to block still gets connections; much shorter, and a busy one that is fine is taken for a blocked one. One that runs gets on more often than it is
+// seen to, when looks are rare beside its requests, and longer than most requests run; of one that sleeps, nothing speaks for the same.
+const (
+	momentary        = 4 * time.Millisecond
+	momentaryRunning = 10 * time.Millisecond
+)
 
 // free tells whether a connection given to the member now is accepted at once, as far as can be seen.
 func (v View) free() bool { return v.State == Ready && v.Queue == 0 && v.Wait != Busy }
 
-// moving tells whether the member is ready and has been seen to get on a moment ago.
-func (v View) moving() bool { return v.State == Ready && v.Lag <= momentary }
+// moving tells whether the member is ready and is held to be in the middle of an ordinary request.
+func (v View) moving() bool { return v.State == Ready && v.Lag <= momentary || v.running() }
 
 // running tells whether it is moving as far as can be seen: one that has begun to sleep may go on with that for long.
-func (v View) running() bool { return v.moving() && !v.Asleep }
+func (v View) running() bool { return v.State == Ready && v.Lag <= momentaryRunning && !v.Asleep }
 
 // slack is how many connections more than the least a member may have and still count as equal to it: so few that the busiest stays near the mean, and from 16
 // connections on enough that a burst between two ticks goes to more than the one emptiest worker.

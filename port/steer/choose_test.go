@@ -56,6 +56,8 @@ func TestChoose(t *testing.T) {
 		{"none free: a burst fills the queues of the moving", []View{busy(9).queued(2), busy(0).queued(3), blocked(0)}, 12, []int{0, 1}},
 		{"none free: a running one rather than one that sleeps", []View{busy(0).asleep(), busy(5).queued(2), blocked(0)}, 0, []int{1}},
 		{"none free: but a burst goes to both", []View{busy(0).asleep(), busy(5), blocked(0)}, 12, []int{0, 1}},
+		{"none free: one that has run for longer than that rather than one that sleeps", []View{blocked(0).asleep(), busy(0).lag(momentaryRunning)}, 0, []int{1}},
+		{"none free: but not one that has run for longer than requests do", []View{blocked(0).asleep(), busy(0).lag(momentaryRunning + ms)}, 0, []int{0}},
 		{"none running: the one that has slept for the longest", []View{busy(0).asleep(), blocked(0).lag(2 * time.Second).asleep(), blocked(0).asleep()}, 0, []int{1}},
 		{"one that sleeps does not count as free, however few connections it has", []View{busy(0).asleep(), idle(2), idle(3)}, 0, []int{1}},
 		{"nor when the free ones cannot take a burst", []View{busy(0).asleep(), idle(0)}, 100, []int{1}},
@@ -133,7 +135,7 @@ var anyView = rapid.Custom(func(t *rapid.T) View {
 		Queue:  rapid.SampledFrom([]int{0, 0, 1, 2, 100}).Draw(t, "queue"),
 		Conns:  rapid.IntRange(-1, 40).Draw(t, "conns"),
 		Asleep: rapid.Bool().Draw(t, "asleep"),
-		Lag:    rapid.SampledFrom([]time.Duration{0, time.Millisecond, time.Second}).Draw(t, "lag"),
+		Lag:    rapid.SampledFrom([]time.Duration{0, ms, 8 * ms, time.Second}).Draw(t, "lag"),
 	}
 })
 

@@ -18,15 +18,18 @@ type pace struct {
 	recent            time.Duration // the same of fewer connections
 	learned           int           // of how many
 	looks             int           // how many there were
+	blocked           time.Duration // when a worker was last seen to be blocked; the Poller says so
 	counted           int           // how many there were when the CPU time was taken
 	used              time.Duration // CPU time of this process then, 0 when it was not taken
 }
 
 const (
-	// paceShare is what looks may take of one processor, as long as connections are few: no more than one in paceFew. The faster they come, the nearer it is to paceRushed:
-	// of so many connections hardly any is saved by one more look. Whatever else this process does is in it.
-	paceShare, paceRushed = 0.03, 0.015
-	paceFew               = 3 * time.Millisecond
+	// paceCalm is what looks may take of one processor, as long as connections are few, no more than one in paceFew, and paceShare what they may take for paceTrouble after a
+	// worker was seen to be blocked: only then do connections wait for something that looks can prevent. The faster connections come, the nearer it is to
+	// paceRushed: of so many hardly any is saved by one more look. Whatever else this process does is in it.
+	paceCalm, paceShare, paceRushed = 0.02, 0.05, 0.015
+	paceTrouble                     = time.Second
+	paceFew                         = 3 * time.Millisecond
 	// paceLooks is over how many looks their cost is averaged.
 	paceLooks = 32
 	// paceSaved is how many looks can be saved up.
@@ -42,7 +45,7 @@ const (
 
 // newPace starts with a look that takes 50 µs, and with all that can be saved.
 func newPace(shortest, longest time.Duration) pace {
-	p := pace{shortest: shortest, longest: longest, took: 50 * time.Microsecond, gap: longest, recent: longest}
+	p := pace{shortest: shortest, longest: longest, took: 50 * time.Microsecond, gap: longest, recent: longest, blocked: -paceTrouble}
 	p.credit = p.saved()
 	return p
 }
@@ -79,7 +82,11 @@ func (p *pace) price() time.Duration {
 	if p.set != 0 {
 		return p.set
 	}
-	share := paceRushed + (paceShare-paceRushed)*float64(min(p.gap, paceFew))/float64(paceFew)
+	most := paceCalm
+	if p.last-p.blocked < paceTrouble {
+		most = paceShare
+	}
+	share := paceRushed + (most-paceRushed)*float64(min(p.gap, paceFew))/float64(paceFew)
 	return min(max(time.Duration(float64(p.took)/share), p.shortest), p.longest)
 }
 

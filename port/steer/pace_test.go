@@ -1,6 +1,7 @@
 package steer
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -11,11 +12,11 @@ const ms = time.Millisecond
 // paced looks again and again, on a clock that counts nothing but looks of the cost given, at connections that come each gap, when they are asked for, and else when the
 // pace says so. It returns how much of a processor the second half of the looks took, and at what part of the connections it looked.
 func paced(p *pace, cost, gap time.Duration, soon int) (share, seen float64) {
-	return pacedBy(p, cost, gap, soon, func(now time.Duration) time.Duration { return now + gap - now%gap })
+	return pacedBy(p, cost, gap, soon, false, func(now time.Duration) time.Duration { return now + gap - now%gap })
 }
 
-// pacedBy is paced with connections of which the next one comes when the function says.
-func pacedBy(p *pace, cost, gap time.Duration, soon int, nextAfter func(now time.Duration) time.Duration) (share, seen float64) {
+// pacedBy is paced with connections of which the next one comes when the function says. Each look may see a blocked worker.
+func pacedBy(p *pace, cost, gap time.Duration, soon int, blocked bool, nextAfter func(now time.Duration) time.Duration) (share, seen float64) {
 	const looks = 160 * paceLooks
 	used, now := time.Second, time.Duration(0)
 	var began, before, asked time.Duration
@@ -27,6 +28,9 @@ func pacedBy(p *pace, cost, gap time.Duration, soon int, nextAfter func(now time
 		}
 		used += cost
 		p.look(now, func() time.Duration { return used })
+		if blocked {
+			p.blocked = now
+		}
 		if !armed && p.asks() {
 			asked, armed = now, true
 		}
@@ -48,7 +52,7 @@ func TestPaceNearTheLimit(t *testing.T) {
 	const gap = 3 * ms
 	r := rand.New(rand.NewPCG(1, 1))
 	next := func(now time.Duration) time.Duration { return now + time.Duration(r.ExpFloat64()*float64(gap)) }
-	if _, seen := pacedBy(&p, 0, gap, 0, next); seen < 0.3 {
+	if _, seen := pacedBy(&p, 0, gap, 0, false, next); seen < 0.3 {
 		t.Errorf("%.2f of the connections were looked at", seen)
 	}
 }
@@ -80,7 +84,7 @@ func TestPaceFollows(t *testing.T) {
 		return now - began
 	}
 	rushed := func() bool { return float64(cost)/float64(p.price()) < 1.1*paceRushed }
-	slow := func() bool { return !p.rushed() && float64(cost)/float64(p.price()) > 0.9*paceShare }
+	slow := func() bool { return !p.rushed() && float64(cost)/float64(p.price()) > 0.9*paceCalm }
 	for range 3 {
 		if took := settles(100*time.Microsecond, rushed); took > 2*time.Second {
 			t.Errorf("when a connection comes each 0.1 ms, looks take what they may then after %v", took)
@@ -92,28 +96,56 @@ func TestPaceFollows(t *testing.T) {
 }
 
 // TestPaceKeepsToItsShare: whatever happens, looks do not take more than they may, but for those that are as seldom as can be; and connections are all looked at as
-// long as that is affordable.
+// long as that is affordable. They may take more while workers are seen to block.
 func TestPaceKeepsToItsShare(t *testing.T) {
-	for _, cost := range []time.Duration{3 * time.Microsecond, 15 * time.Microsecond, 27 * time.Microsecond, 45 * time.Microsecond, 120 * time.Microsecond} {
-		for _, soon := range []int{0, 1, 2} {
-			for _, gap := range []time.Duration{50 * time.Microsecond, 1001 * time.Microsecond, 3001 * time.Microsecond, 7 * ms, time.Hour} {
-				p := newPace(ms, 8*ms)
-				share, seen := paced(&p, cost, gap, soon)
-				most := min(paceShare, float64(cost)/float64(ms))
-				if gap < ms {
-					most = min(paceRushed, most)
-				}
-				if share > 1.06*most {
-					t.Errorf("looks of %v, a connection each %v, soon %d: %.4f of a processor, at most %.4f", cost, gap, soon, share, most)
-				}
-				if affordable := float64(p.price()) < 0.95*float64(gap); gap != time.Hour && affordable && soon == 0 && seen < 0.99 {
-					t.Errorf("looks of %v, a connection each %v, soon %d: %.3f of the connections were looked at", cost, gap, soon, seen)
-				}
-				if gap < ms && seen > 0.1 {
-					t.Errorf("looks of %v, a connection each %v, soon %d: %.3f of the connections were looked at", cost, gap, soon, seen)
+	for _, blocked := range []bool{false, true} {
+		for _, cost := range []time.Duration{3 * time.Microsecond, 15 * time.Microsecond, 27 * time.Microsecond, 45 * time.Microsecond, 120 * time.Microsecond} {
+			for _, soon := range []int{0, 1, 2} {
+				for _, gap := range []time.Duration{50 * time.Microsecond, 1001 * time.Microsecond, 3001 * time.Microsecond, 7 * ms, time.Hour} {
+					p := newPace(ms, 8*ms)
+					share, seen := pacedBy(&p, cost, gap, soon, blocked, func(now time.Duration) time.Duration { return now + gap - now%gap })
+					most := paceCalm
+					if blocked {
+						most = paceShare
+					}
+					most = min(most, float64(cost)/float64(ms))
+					if gap < ms {
+						most = min(1.04*paceRushed, most)
+					}
+					what := fmt.Sprintf("looks of %v, a connection each %v, soon %d, blocked %v", cost, gap, soon, blocked)
+					if share > 1.06*most {
+						t.Errorf("%s: %.4f of a processor, at most %.4f", what, share, most)
+					}
+					if affordable := float64(p.price()) < 0.95*float64(gap); gap != time.Hour && affordable && soon == 0 && seen < 0.99 {
+						t.Errorf("%s: %.3f of the connections were looked at", what, seen)
+					}
+					if gap < ms && seen > 0.1 {
+						t.Errorf("%s: %.3f of the connections were looked at", what, seen)
+					}
 				}
 			}
 		}
+	}
+}
+
+// TestPacePaysWhenBlocked: a worker that is seen to block makes looks worth more, for a while.
+func TestPacePaysWhenBlocked(t *testing.T) {
+	p := newPace(ms, 8*ms)
+	p.came(time.Second)
+	look := func(now time.Duration) time.Duration {
+		p.look(now, func() time.Duration { return 0 })
+		return p.price()
+	}
+	calm := look(time.Hour)
+	p.blocked = time.Hour
+	if got, want := p.price(), time.Duration(float64(calm)*paceCalm/paceShare); got != want {
+		t.Errorf("when a worker is blocked %v pay for a look, want %v", got, want)
+	}
+	if got := look(time.Hour + paceTrouble - ms); got >= calm {
+		t.Errorf("a moment later %v pay for a look, want less than %v", got, calm)
+	}
+	if got := look(time.Hour + paceTrouble); got != calm {
+		t.Errorf("after %v without a blocked worker %v pay for a look, want %v", paceTrouble, got, calm)
 	}
 }
 

@@ -779,6 +779,8 @@ func (p *Poller) steer(now time.Duration, g *group, burst int, last bool) {
 			free++
 		case v.running():
 			soon = 1
+		case v.State == Ready && !v.moving():
+			p.pace.blocked = now
 		}
 	}
 	if len(g.members) > 1 {

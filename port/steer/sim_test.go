@@ -13,6 +13,7 @@ var (
 	simTicks   = flag.String("sim.ticks", "1ms,2ms,0", "times between two looks of TestTailSimulated; 0 is looks at connections, at the pace that Poller keeps")
 	simLatency = flag.Duration("sim.latency", 100*time.Microsecond, "how long after a connection it is looked at")
 	simCost    = flag.Duration("sim.cost", 2*time.Millisecond, "the time that pays for a look")
+	simSpin    = flag.Bool("sim.spin", false, "requests that block compute instead of sleeping")
 	simLength  = flag.Duration("sim.length", 300*time.Second, "the length of the load of TestTailSimulated")
 )
 
@@ -148,7 +149,7 @@ func (w *simWorker) view(now time.Duration) View {
 	if !w.working || len(w.local) != w.conns || len(w.queue) < w.wait {
 		w.moved = now
 	}
-	v.Asleep = w.working && w.blocks
+	v.Asleep = w.working && w.blocks && !*simSpin
 	w.conns, w.wait = len(w.local), len(w.queue)
 	v.Lag = now - w.moved
 	return v
@@ -189,6 +190,7 @@ func TestTailSimulated(t *testing.T) {
 			{300 * time.Microsecond, 1.25}, // requests so short that two often come to one worker within a tick, and the first may be one that blocks
 			{time.Millisecond, 1.1},
 			{2 * time.Millisecond, 1.1},
+			{4 * time.Millisecond, 1.1},
 		} {
 			quick := c.quick
 			load := poisson(rate, *simLength, 99)

@@ -312,6 +312,25 @@ func TestScarceIsSoon(t *testing.T) {
 	}
 }
 
+// TestBlockedIsPaidFor: looks may cost more when a worker is seen that has not got on for long, and only then.
+func TestBlockedIsPaidFor(t *testing.T) {
+	p := tickFleet(t, 2)
+	p.tick(time.Hour)
+	for _, c := range []struct {
+		wait    Wait
+		lag     time.Duration
+		blocked bool
+	}{{Idle, time.Second, false}, {Busy, momentary, false}, {Busy, momentary + ms, true}} {
+		p.pace.blocked = 0
+		w := p.workers[0]
+		w.wait, w.asleep, w.moved = c.wait, true, time.Hour-c.lag
+		p.steer(time.Hour, p.groups[0], 1, false)
+		if got := p.pace.blocked == time.Hour; got != c.blocked {
+			t.Errorf("%v for %v: blocked is %v, want %v", c.wait, c.lag, got, c.blocked)
+		}
+	}
+}
+
 // TestNothingIsNoLook: what ends the wait without a message, a connection or the end of a pause is not followed by a look.
 func TestNothingIsNoLook(t *testing.T) {
 	f := startFleet(t, 2, false, &Options{}, nil)
