@@ -240,7 +240,7 @@ var QuickSubjects = []string{ideal, bare, "skep", "skep --mode init", "skep stan
 
 // order of the report: what users notice first.
 var order = []string{
-	"tail", "spread", "crash", "standby", "reload", "hung", "stop", "crashloop",
+	"tail", "work", "spread", "crash", "standby", "reload", "hung", "stop", "crashloop",
 	"handler", "throughput", "startup", "idle", "orphans", "cost", "memory", "ksm",
 }
 

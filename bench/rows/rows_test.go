@@ -45,7 +45,7 @@ func TestIdealBlocksNobodyWhileThereAreWorkers(t *testing.T) {
 	for i := range plan {
 		plan[i] = load.Arrival{At: at(i), Blocking: i < 3}
 	}
-	records := idealRecords(plan, at(1))
+	records := idealRecords(plan, at(1), 0)
 	if got := tailSample(records).Values["over"]; got != 0 {
 		t.Errorf("%.0f %% wait although one of four workers is free", got)
 	}
@@ -53,10 +53,12 @@ func TestIdealBlocksNobodyWhileThereAreWorkers(t *testing.T) {
 		plan[i].Blocking = true
 	}
 	plan = append(plan, load.Arrival{At: at(10)})
-	last := idealRecords(plan, at(1))[4]
-	// The first worker is free again at 201 ms; then the request itself.
-	if last.Latency != at(192) {
-		t.Errorf("behind four blocked workers the latency is %v, want 192ms", last.Latency)
+	for work, want := range []time.Duration{at(192), at(193), at(194)} {
+		last := idealRecords(plan, at(1), at(work))[4]
+		// The first worker is free again at 201 ms; then the request itself.
+		if last.Latency != want {
+			t.Errorf("behind four blocked workers the latency is %v with work of %d ms, want %v", last.Latency, work, want)
+		}
 	}
 }
 

@@ -2,7 +2,8 @@
 
 It knows nothing of what starts it. "/" answers at once, "/block?ms=N" blocks
 the whole worker for N milliseconds (a handler that should have been async),
-"/sleep?ms=N" takes N milliseconds and leaves an asynchronous worker free.
+"/sleep?ms=N" takes N milliseconds and leaves an asynchronous worker free,
+"/work?ms=N" computes for N milliseconds of processor time.
 Every answer names the process in X-Pid.
 """
 import asyncio
@@ -51,6 +52,12 @@ def milliseconds(query):
     return 0
 
 
+def work(ms):
+    until = time.thread_time() + ms / 1000
+    while time.thread_time() < until:
+        pass
+
+
 def touch():
     """Use the ballast, so that it stays in memory."""
     return sum(block[0] for block in BALLAST)
@@ -68,6 +75,8 @@ async def app(scope, receive, send):
         time.sleep(ms / 1000)
     elif path == "/sleep":
         await asyncio.sleep(ms / 1000)
+    elif path == "/work":
+        work(ms)
     elif path == "/touch":
         touch()
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"2"), (b"x-pid", b"%d" % os.getpid())]
@@ -79,6 +88,8 @@ def wsgi(environ, start_response):
     ms = milliseconds(environ.get("QUERY_STRING", ""))
     if environ["PATH_INFO"] in ("/block", "/sleep"):
         time.sleep(ms / 1000)
+    elif environ["PATH_INFO"] == "/work":
+        work(ms)
     elif environ["PATH_INFO"] == "/touch":
         touch()
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2"), ("X-Pid", str(os.getpid()))])
