@@ -18,14 +18,14 @@ type pace struct {
 	recent            time.Duration // the same of fewer connections
 	learned           int           // of how many
 	looks             int           // how many there were
-	blocked           time.Duration // when a worker was last seen to be blocked; the Poller says so
+	blocked           time.Duration // when a worker was last seen to sleep instead of serving; the Poller says so
 	counted           int           // how many there were when the CPU time was taken
 	used              time.Duration // CPU time of this process then, 0 when it was not taken
 }
 
 const (
 	// paceCalm is what looks may take of one processor, as long as connections are few, no more than one in paceFew, and paceShare what they may take for paceTrouble after a
-	// worker was seen to be blocked: only then do connections wait for something that looks can prevent. The faster connections come, the nearer it is to
+	// worker was seen to sleep instead of serving: only then do connections wait for something that looks can prevent. The faster connections come, the nearer it is to
 	// paceRushed: of so many hardly any is saved by one more look. Whatever else this process does is in it.
 	paceCalm, paceShare, paceRushed = 0.02, 0.05, 0.015
 	paceTrouble                     = time.Second

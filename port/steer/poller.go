@@ -779,8 +779,8 @@ func (p *Poller) steer(now time.Duration, g *group, burst int, last bool) {
 			free++
 		case v.running():
 			soon = 1
-		case v.State == Ready && !v.moving():
-			p.pace.blocked = now
+		case v.Asleep && v.Lag > momentary && v.State == Ready:
+			p.pace.blocked = now // one that runs has no processor to spare for looks
 		}
 	}
 	if len(g.members) > 1 {

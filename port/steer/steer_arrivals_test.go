@@ -312,21 +312,23 @@ func TestScarceIsSoon(t *testing.T) {
 	}
 }
 
-// TestBlockedIsPaidFor: looks may cost more when a worker is seen that has not got on for long, and only then.
+// TestBlockedIsPaidFor: looks may cost more when a worker is seen that has slept for long instead of getting on, and only then: where workers compute, looks would take the
+// processor from them.
 func TestBlockedIsPaidFor(t *testing.T) {
 	p := tickFleet(t, 2)
 	p.tick(time.Hour)
 	for _, c := range []struct {
 		wait    Wait
 		lag     time.Duration
+		asleep  bool
 		blocked bool
-	}{{Idle, time.Second, false}, {Busy, momentary, false}, {Busy, momentary + ms, true}} {
+	}{{Idle, time.Second, false, false}, {Busy, momentary, true, false}, {Busy, momentary + ms, true, true}, {Busy, time.Second, false, false}} {
 		p.pace.blocked = 0
 		w := p.workers[0]
-		w.wait, w.asleep, w.moved = c.wait, true, time.Hour-c.lag
+		w.wait, w.asleep, w.moved = c.wait, c.asleep, time.Hour-c.lag
 		p.steer(time.Hour, p.groups[0], 1, false)
 		if got := p.pace.blocked == time.Hour; got != c.blocked {
-			t.Errorf("%v for %v: blocked is %v, want %v", c.wait, c.lag, got, c.blocked)
+			t.Errorf("%+v: blocked is %v", c, got)
 		}
 	}
 }
