@@ -27,7 +27,7 @@ const (
 	// paceCalm is what looks may take of one processor, as long as connections are few, no more than one in paceFew, and paceShare what they may take for paceTrouble after a
 	// worker was seen to sleep instead of serving: only then do connections wait for something that looks can prevent. The faster connections come, the nearer it is to
 	// paceRushed: of so many hardly any is saved by one more look. Whatever else this process does is in it.
-	paceCalm, paceShare, paceRushed = 0.02, 0.05, 0.015
+	paceCalm, paceShare, paceRushed = 0.02, 0.05, 0.013
 	paceTrouble                     = time.Second
 	paceFew                         = 3 * time.Millisecond
 	// paceLooks is over how many looks their cost is averaged.
@@ -37,7 +37,7 @@ const (
 	// paceRest is how many times longer than the longest a pause may be to save something up.
 	paceRest = 2
 	// paceSamples is over how many connections their gap is averaged: few, and it seems too short now and then, which it takes many looks to find out. When the
-	// paceRecent last ones say that it is half or twice as long, it is learned anew.
+	// paceRecent last ones say that it is a third shorter, or half as long again, it is learned anew.
 	paceSamples, paceRecent = 64, 16
 	// paceTimed is how many looks at regular times there are for one at a connection, and paceLearning how many while the gap is learned.
 	paceTimed, paceLearning = 16, 2
@@ -97,7 +97,7 @@ func (p *pace) saved() time.Duration { return paceSaved * p.price() }
 func (p *pace) asks() bool {
 	if p.rushed() {
 		// It may seem so for a moment only, and now and then has to be seen again.
-		return p.credit >= p.saved()/2 || p.looks%paceTimed == 0 || p.learned < paceRecent && p.looks%paceLearning == 0
+		return p.credit >= p.saved()/2 || p.looks%paceTimed == 0 || p.learned < paceSamples && p.looks%paceLearning == 0
 	}
 	return p.credit >= 0
 }
@@ -108,7 +108,7 @@ func (p *pace) came(after time.Duration) {
 	p.learned = min(p.learned+1, paceSamples)
 	p.gap += (after - p.gap) / time.Duration(p.learned+1)
 	p.recent += (after - p.recent) / time.Duration(min(p.learned, paceRecent)+1)
-	if 2*p.recent < p.gap || p.recent > 2*p.gap {
+	if 3*p.recent < 2*p.gap || 2*p.recent > 3*p.gap {
 		p.learned, p.gap = 0, p.recent
 	}
 }

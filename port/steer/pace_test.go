@@ -112,6 +112,7 @@ func TestPaceKeepsToItsShare(t *testing.T) {
 					if gap < ms {
 						most = min(1.04*paceRushed, most)
 					}
+					most = max(most, float64(cost)/float64(p.longest))
 					what := fmt.Sprintf("looks of %v, a connection each %v, soon %d, blocked %v", cost, gap, soon, blocked)
 					if share > 1.06*most {
 						t.Errorf("%s: %.4f of a processor, at most %.4f", what, share, most)
