@@ -17,7 +17,7 @@ func init() {
 		Title: "What PID 1 costs under load",
 		Why: `Processor time of the manager itself while its workers serve new connections at a rate; the workers are
 examples/hello, which is cheap, so that the rate is reached on a small machine. Steering looks at the queues and at the waiting threads when
-a connection has come, and when they come as fast as here every 1 to 8 ms, as often as 1.5 % of a processor allows, so its cost grows with the workers and not with the connections: reading one
+a connection has come, and when they come as fast as here every 1 to 8 ms, as often as 1.3 % of a processor allows, so its cost grows with the workers and not with the connections: reading one
 queue is one system call, and the kernel does the choosing. With --balance hash nothing is chosen, and
 only watched for queues that nobody empties. The
 masters of gunicorn and uvicorn do nothing per connection either, and node's primary handles every one. Where the
