@@ -186,7 +186,7 @@ func prepare(o Options, signals *signals.Source) (*loop, error) {
 		l.alone(logger.Debug, "a terminal is on its stdin"+insist)
 	}
 	if o.Boring {
-		haveThreads(1) // only the loop makes system calls
+		haveThreads(2) // only the loop makes system calls
 	} else {
 		haveThreads(spareThreads)
 	}
@@ -214,25 +214,30 @@ func (l *loop) keepProgram() {
 const (
 	readers      = 2
 	spareThreads = readers + 1
+	ownThreads   = 3 // that the runtime has by then
 )
 
-// haveThreads makes the runtime start threads that it keeps for later. When a
-// container's pids limit is reached there are no more to be had, and a Go program
-// that needs one then dies (runtime.newosproc): just when skep has to tell of it
-// and try again.
+// haveThreads makes the runtime start threads that it keeps for later, until it has
+// n more than its own. When a container's pids limit is reached there are no more to
+// be had, and a Go program that needs one then dies (runtime.newosproc): just when
+// skep has to tell of it and try again. In one of fifty starts on a busy machine the
+// runtime has started one of them already; the folder of the threads tells (proc(5)).
 func haveThreads(n int) {
-	var up, done sync.WaitGroup
-	gate := make(chan struct{})
-	up.Add(n)
+	var done sync.WaitGroup
+	gate, up := make(chan struct{}), make(chan struct{})
+	var tasks unix.Stat_t
 	for range n {
+		if unix.Stat("/proc/self/task", &tasks) == nil && int(tasks.Nlink)-2 >= ownThreads+n {
+			break
+		}
 		done.Go(func() {
 			runtime.LockOSThread() // so that no other goroutine can wait in this thread
-			up.Done()
+			up <- struct{}{}
 			<-gate
 			runtime.UnlockOSThread()
 		})
+		<-up
 	}
-	up.Wait()
 	close(gate)
 	done.Wait()
 }
