@@ -186,7 +186,7 @@ func prepare(o Options, signals *signals.Source) (*loop, error) {
 		l.alone(logger.Debug, "a terminal is on its stdin"+insist)
 	}
 	if o.Boring {
-		haveThreads(2) // only the loop makes system calls
+		haveThreads(spareThreads - 1) // nobody reads of limits and workers
 	} else {
 		haveThreads(spareThreads)
 	}
@@ -214,14 +214,15 @@ func (l *loop) keepProgram() {
 const (
 	readers      = 2
 	spareThreads = readers + 1
-	ownThreads   = 3 // that the runtime has by then
+	ownThreads   = 3 // the loop's and the runtime's own
 )
 
-// haveThreads makes the runtime start threads that it keeps for later, until it has
-// n more than its own. When a container's pids limit is reached there are no more to
-// be had, and a Go program that needs one then dies (runtime.newosproc): just when
-// skep has to tell of it and try again. In one of fifty starts on a busy machine the
-// runtime has started one of them already; the folder of the threads tells (proc(5)).
+// haveThreads makes the runtime start threads that it keeps for later, until there
+// are n beside ownThreads. When a container's pids limit is reached there are no more
+// to be had, and a Go program that needs one then dies (runtime.newosproc): just when
+// skep has to tell of it and try again. Some the runtime has already, how many differs
+// from start to start; the number of links of the threads' folder tells
+// (proc_task_getattr of fs/proc/base.c). Where it does not, n are started.
 func haveThreads(n int) {
 	var done sync.WaitGroup
 	gate, up := make(chan struct{}), make(chan struct{})
