@@ -12,37 +12,64 @@ const ms = time.Millisecond
 // paced looks again and again, on a clock that counts nothing but looks of the cost given, at connections that come each gap, when they are asked for, and else when the
 // pace says so. It returns how much of a processor the second half of the looks took, and at what part of the connections it looked.
 func paced(p *pace, cost, gap time.Duration, soon int) (share, seen float64) {
-	return pacedBy(p, cost, gap, soon, false, func(now time.Duration) time.Duration { return now + gap - now%gap })
+	return pacedBy(p, cost, gap, soon, false, each(gap))
 }
 
 // pacedBy is paced with connections of which the next one comes when the function says. Each look may see a blocked worker.
 func pacedBy(p *pace, cost, gap time.Duration, soon int, blocked bool, nextAfter func(now time.Duration) time.Duration) (share, seen float64) {
 	const looks = 160 * paceLooks
-	used, now := time.Second, time.Duration(0)
-	var began, before, asked time.Duration
-	atConnections := 0
-	armed := false
+	l := looker{pace: p, cost: cost, soon: soon, blocked: blocked, nextAfter: nextAfter, used: time.Second}
+	var began, before time.Duration
 	for i := range looks {
 		if i == looks/2 {
-			began, before, atConnections = now, used, 0
+			began, before, l.atConnections = l.now, l.used, 0
 		}
-		used += cost
-		p.look(now, func() time.Duration { return used })
-		if blocked {
-			p.blocked = now
-		}
-		if !armed && p.asks() {
-			asked, armed = now, true
-		}
-		next := now + p.pause(soon)
-		if comes := nextAfter(now); armed && comes < next {
-			next, armed = comes, false
-			p.came(comes - asked)
-			atConnections++
-		}
-		now = next
+		l.look()
 	}
-	return float64(used-before) / float64(now-began), float64(atConnections) * float64(gap) / float64(now-began)
+	return float64(l.used-before) / float64(l.now-began), float64(l.atConnections) * float64(gap) / float64(l.now-began)
+}
+
+// looker looks as the pace says, on a clock that counts nothing but looks.
+type looker struct {
+	*pace
+	cost          time.Duration
+	soon          int
+	blocked       bool                                  // each look sees a blocked worker
+	nextAfter     func(now time.Duration) time.Duration // when a connection comes
+	now, used     time.Duration
+	asked         time.Duration
+	armed         bool // the next connection has been asked for
+	atConnections int  // looks at one
+}
+
+// look looks once and goes to the time of the next look.
+func (l *looker) look() {
+	l.used += l.cost
+	l.pace.look(l.now, func() time.Duration { return l.used })
+	if l.blocked {
+		l.pace.blocked = l.now
+	}
+	if !l.armed && l.asks() {
+		l.asked, l.armed = l.now, true
+	}
+	next := l.now + l.pause(l.soon)
+	if comes := l.nextAfter(l.now); l.armed && comes < next {
+		next, l.armed = comes, false
+		l.came(comes - l.asked)
+		l.atConnections++
+	}
+	l.now = next
+}
+
+// each is when a connection comes after the given time if one comes each gap.
+func each(gap time.Duration) func(now time.Duration) time.Duration {
+	return func(now time.Duration) time.Duration { return now + gap - now%gap }
+}
+
+// atRandom is when a connection comes after the given time if they come independently of each other.
+func atRandom(gap time.Duration) func(now time.Duration) time.Duration {
+	r := rand.New(rand.NewPCG(1, 1))
+	return func(now time.Duration) time.Duration { return now + time.Duration(r.ExpFloat64()*float64(gap)) }
 }
 
 // TestPaceNearTheLimit: connections that come about as fast as looks at each can be paid for are looked at when they come, many of them.
@@ -50,9 +77,7 @@ func TestPaceNearTheLimit(t *testing.T) {
 	p := newPace(ms, 8*ms)
 	p.fixed(3 * ms)
 	const gap = 3 * ms
-	r := rand.New(rand.NewPCG(1, 1))
-	next := func(now time.Duration) time.Duration { return now + time.Duration(r.ExpFloat64()*float64(gap)) }
-	if _, seen := pacedBy(&p, 0, gap, 0, false, next); seen < 0.3 {
+	if _, seen := pacedBy(&p, 0, gap, 0, false, atRandom(gap)); seen < 0.3 {
 		t.Errorf("%.2f of the connections were looked at", seen)
 	}
 }
@@ -62,26 +87,14 @@ func TestPaceNearTheLimit(t *testing.T) {
 func TestPaceFollows(t *testing.T) {
 	p := newPace(ms, 8*ms)
 	const cost = 60 * time.Microsecond
-	r := rand.New(rand.NewPCG(1, 1))
-	used, now := time.Second, time.Duration(0)
+	l := looker{pace: &p, cost: cost, used: time.Second}
 	settles := func(gap time.Duration, settled func() bool) time.Duration {
-		began := now
-		var next, asked time.Duration // when the connection that was asked for comes, 0 when none was
-		for !settled() && now-began < time.Minute {
-			used += cost
-			p.look(now, func() time.Duration { return used })
-			if next == 0 && p.asks() {
-				next, asked = now+time.Duration(r.ExpFloat64()*float64(gap)), now
-			}
-			due := now + p.pause(0)
-			if next != 0 && next <= due {
-				due = next
-				p.came(next - asked)
-				next = 0
-			}
-			now = due
+		began := l.now
+		l.nextAfter = atRandom(gap)
+		for !settled() && l.now-began < time.Minute {
+			l.look()
 		}
-		return now - began
+		return l.now - began
 	}
 	rushed := func() bool { return float64(cost)/float64(p.price()) < 1.1*paceRushed }
 	slow := func() bool { return !p.rushed() && float64(cost)/float64(p.price()) > 0.9*paceCalm }
@@ -103,7 +116,7 @@ func TestPaceKeepsToItsShare(t *testing.T) {
 			for _, soon := range []int{0, 1, 2} {
 				for _, gap := range []time.Duration{50 * time.Microsecond, 1001 * time.Microsecond, 3001 * time.Microsecond, 7 * ms, time.Hour} {
 					p := newPace(ms, 8*ms)
-					share, seen := pacedBy(&p, cost, gap, soon, blocked, func(now time.Duration) time.Duration { return now + gap - now%gap })
+					share, seen := pacedBy(&p, cost, gap, soon, blocked, each(gap))
 					most := paceCalm
 					if blocked {
 						most = paceShare

@@ -779,7 +779,7 @@ func (p *Poller) steer(now time.Duration, g *group, burst int, last bool) {
 			free++
 		case v.running():
 			soon = 1
-		case v.Asleep && v.Lag > momentary && v.State == Ready:
+		case v.State == Ready && v.Asleep && !v.moving():
 			p.pace.blocked = now // one that runs has no processor to spare for looks
 		}
 	}
