@@ -20,6 +20,16 @@ const (
 	ideal       = "ideal queue"
 )
 
+// tailMetrics are what tailSample gives.
+var tailMetrics = []Metric{
+	{Name: "over", Title: "over 20 ms, %", Digits: 2},
+	{Name: "p50", Title: "p50, ms", Digits: 2},
+	{Name: "p99", Title: "p99, ms", Digits: 1},
+	{Name: "p999", Title: "p99.9, ms", Digits: 1},
+	{Name: "failed", Title: "failed"},
+	{Name: "late", Title: "generator late p99, ms", Digits: 2},
+}
+
 func init() {
 	register(&Row{
 		Name:  "tail",
@@ -47,14 +57,7 @@ requests of two thousand decide: the raw data has them.`,
 		Base:      ideal,
 		Ratio:     "over",
 		Judged:    []string{"p50"},
-		Metrics: []Metric{
-			{Name: "over", Title: "over 20 ms, %", Digits: 2},
-			{Name: "p50", Title: "p50, ms", Digits: 2},
-			{Name: "p99", Title: "p99, ms", Digits: 1},
-			{Name: "p999", Title: "p99.9, ms", Digits: 1},
-			{Name: "failed", Title: "failed"},
-			{Name: "late", Title: "generator late p99, ms", Digits: 2},
-		},
+		Metrics:   tailMetrics,
 		Goals: []Goal{
 			{Case: "150/s", Subject: "skep", Metric: "over", AtMost: true, Bound: 1.1, Of: ideal},
 			{Case: "300/s", Subject: "skep", Metric: "over", AtMost: true, Bound: 1.1, Of: ideal},
@@ -79,15 +82,8 @@ worker; the servers share two with each other and with the load generator, so th
 		Base:      "gunicorn + uvicorn",
 		Ratio:     "over",
 		Judged:    []string{"p50"},
-		Metrics: []Metric{
-			{Name: "over", Title: "over 20 ms, %", Digits: 2},
-			{Name: "p50", Title: "p50, ms", Digits: 2},
-			{Name: "p99", Title: "p99, ms", Digits: 1},
-			{Name: "p999", Title: "p99.9, ms", Digits: 1},
-			{Name: "failed", Title: "failed"},
-			{Name: "late", Title: "generator late p99, ms", Digits: 2},
-		},
-		Runs: 3, Seconds: 40,
+		Metrics:   tailMetrics,
+		Runs:      3, Seconds: 40,
 		Measure: func(ctx context.Context, e *Env, j Job) (Sample, error) {
 			return tail(ctx, e, j, tailWork, pick(e, 12*time.Second, 4*time.Second))
 		},

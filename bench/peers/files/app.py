@@ -3,7 +3,7 @@
 It knows nothing of what starts it. "/" answers at once, "/block?ms=N" blocks
 the whole worker for N milliseconds (a handler that should have been async),
 "/sleep?ms=N" takes N milliseconds and leaves an asynchronous worker free,
-"/work?ms=N" computes for N milliseconds of processor time.
+"/work?ms=N" (of app only) computes for N milliseconds of processor time.
 Every answer names the process in X-Pid.
 """
 import asyncio
@@ -88,8 +88,6 @@ def wsgi(environ, start_response):
     ms = milliseconds(environ.get("QUERY_STRING", ""))
     if environ["PATH_INFO"] in ("/block", "/sleep"):
         time.sleep(ms / 1000)
-    elif environ["PATH_INFO"] == "/work":
-        work(ms)
     elif environ["PATH_INFO"] == "/touch":
         touch()
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2"), ("X-Pid", str(os.getpid()))])

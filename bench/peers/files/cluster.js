@@ -1,5 +1,5 @@
 // The application of the benchmark on node's cluster module, with the usual
-// restart of a worker that ends. The same paths as in app.py.
+// restart of a worker that ends. Of app.py's paths it has those that its rows ask for.
 const cluster = require('cluster');
 const fs = require('fs');
 const http = require('http');
@@ -29,10 +29,6 @@ if (cluster.isPrimary) {
   }
   const cell = new Int32Array(new SharedArrayBuffer(4));
   const block = (ms) => { if (ms > 0) Atomics.wait(cell, 0, 0, ms); };
-  const work = (ms) => {
-    const until = process.cpuUsage().user + process.cpuUsage().system + 1000 * ms;
-    while (process.cpuUsage().user + process.cpuUsage().system < until);
-  };
   block(1000 * Number(process.env.BENCH_IMPORT_SECONDS || 0));
   http.createServer((req, res) => {
     const url = new URL(req.url, 'http://localhost');
@@ -42,7 +38,6 @@ if (cluster.isPrimary) {
       res.end('ok');
     };
     if (url.pathname === '/block') block(ms);
-    if (url.pathname === '/work') work(ms);
     if (url.pathname === '/sleep') setTimeout(answer, ms);
     else answer();
   }).listen(port, '127.0.0.1');
