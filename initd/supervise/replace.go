@@ -1,7 +1,6 @@
 package supervise
 
 import (
-	"slices"
 	"time"
 )
 
@@ -123,7 +122,13 @@ func (s *Supervisor) beginTurn(now time.Time, turn replacement) {
 func (s *Supervisor) abortReplacing(st *seat) {
 	if s.turn.reload {
 		s.note(Error, "reload aborted: the new worker died", slotAttr(st), Attr{"next", "workers not yet replaced stay"})
-		s.replace = slices.DeleteFunc(s.replace, func(r replacement) bool { return r.reload })
+		queue := s.replace // slices.DeleteFunc of this type is 2 kB of the program
+		s.replace = nil
+		for _, r := range queue {
+			if !r.reload {
+				s.replace = append(s.replace, r)
+			}
+		}
 		s.again = false
 	}
 	s.turn.reload, s.turn.failed = false, true
