@@ -46,8 +46,8 @@ first come first served, no time lost between. (For the quick requests alone it 
 makes one blocking request wait behind another keeps the rest of its workers free.) skep looks when a connection has come, as long as
 5 % of a processor pay for it, which depends on the machine. What is left above the ideal are the connections that came
 between a worker's block and the next look at it, those that had to be given to some queue while all workers were blocked, where in a shared queue the first
-free worker takes them, and the time the machine itself takes. With requests as short as these a free worker hardly ever takes several, so the shared queues
-are at their best here, and even under the ideal, which counts the latency of a quick request as work although part of it is a wake-up. At the lower rate a few
+free worker takes them, and the time the machine itself takes. skep guesses from the last blocks which worker will be free first, and does not give it too many: one that takes
+all at once and is blocked again by one of them keeps the rest waiting. With requests as short as these the shared queues are at their best, and even under the ideal, which counts the latency of a quick request as work although part of it is a wake-up. At the lower rate a few
 requests of two thousand decide: the raw data has them.`,
 		Cases: []string{"150/s", "300/s"},
 		// skep hash is plain reuseport here, and gunicorn's default worker serves

@@ -61,6 +61,8 @@ type View struct {
 	Lag time.Duration
 	// Asleep tells that a Busy thread does not run: it waits for something else than a connection.
 	Asleep bool
+	// Cost is what it is expected to cost a connection to wait until the worker gets on. It counts when no member is free and none runs.
+	Cost time.Duration
 	// Gulps tells that the worker takes all that waits for it at once when it gets on, as event loops do.
 	Gulps bool
 }
@@ -74,13 +76,18 @@ const (
 )
 
 // free tells whether a connection given to the member now is accepted at once, as far as can be seen.
-func (v View) free() bool { return v.State == Ready && v.Queue == 0 && v.Wait != Busy }
+func (v *View) free() bool { return v.State == Ready && v.Queue == 0 && v.Wait != Busy }
 
 // moving tells whether the member is ready and is held to be in the middle of an ordinary request.
-func (v View) moving() bool { return v.State == Ready && v.Lag <= momentary || v.running() }
+func (v *View) moving() bool { return v.State == Ready && v.Lag <= momentary || v.running() }
+
+// blocked tells whether the member has got nowhere for longer than an ordinary request takes, although there is something for it to do.
+func (v *View) blocked() bool {
+	return (v.State == Ready || v.State == Hung) && !v.free() && !v.moving()
+}
 
 // running tells whether it is moving as far as can be seen: one that has begun to sleep may go on with that for long.
-func (v View) running() bool { return v.State == Ready && v.Lag <= momentaryRunning && !v.Asleep }
+func (v *View) running() bool { return v.State == Ready && v.Lag <= momentaryRunning && !v.Asleep }
 
 // slack is how many connections more than the least a member may have and still count as equal to it: so few that the busiest stays near the mean, and from 16
 // connections on enough that a burst between two ticks goes to more than the one emptiest worker.
@@ -92,7 +99,7 @@ func slack(least int) int { return least / 16 }
 // room for maxShare times the members.
 //
 // In this order: the free members with the fewest connections; with no free one, the running members with the shortest queue and the fewest connections; with
-// no running one either, the ready one that is likely to be the first to get to a connection. When a burst is expected, which one alone should not get, all moving members
+// no running one either, the ready one at which a connection is expected to wait at the least cost. When a burst is expected, which one alone should not get, all moving members
 // count as running, and without one several are chosen.
 // "Fewest" and "shortest" take in as many members as the expected burst would fill up to one level. A member that is
 // running counts as free when it has clearly fewer connections than all that are free, and when so many connections are expected that the free ones
@@ -219,32 +226,32 @@ func (c *chooser) least(k class) int {
 	return least
 }
 
-// turn is how much later an event loop that takes all that waits at once gets to a connection for each one before it: what a small request takes.
-const turn = 500 * time.Microsecond
+// turn is what each connection costs those that come to the same event loop after it: mostly what a small request takes, but now and then as long as a block.
+const turn = 10 * time.Millisecond
 
-// first appends the ready members that are likely to be the first to get to a connection: those with the shortest queue, and of these the one that has been blocked
-// for the longest. Blocked workers tend to be blocked for similar times. Among connections that all wait, it is better that a few wait for one worker than that each of
-// the others has some to catch up with: of a worker that takes all at once a connection in its queue counts only as the time that it will take. A burst of
-// connections takes time as well, and goes to all that would get to its last one as soon as the best one.
+// first appends the ready members at which a connection is expected to wait at the least cost: of those that take one connection at a time, which then takes a request's
+// time, the ones with the shortest queue. Event loops take all that waits at once. What is already late is then best kept together, at the one that gets on first; but
+// each connection before another may be one that blocks, so that it is better to wait for a second worker a little longer than behind many. A
+// burst costs as much, and goes to all that are as good as the best one would be after it.
 func (c *chooser) first(dst []int) []int {
-	wait := func(v *View) (int, time.Duration) {
+	rank := func(v *View) (int, time.Duration) {
 		if v.Gulps {
-			return 0, turn*time.Duration(v.Queue) - v.Lag
+			return 0, v.Cost + turn*time.Duration(v.Queue)
 		}
-		return v.Queue, -v.Lag
+		return v.Queue, v.Cost
 	}
-	queue, late := math.MaxInt, time.Duration(0)
+	queue, cost := math.MaxInt, time.Duration(0)
 	for i := range c.members {
 		if v := &c.members[i]; v.State == Ready {
-			if q, l := wait(v); q < queue || q == queue && l < late {
-				queue, late = q, l
+			if q, d := rank(v); q < queue || q == queue && d < cost {
+				queue, cost = q, d
 			}
 		}
 	}
-	late += turn * time.Duration(c.burst-1)
+	cost += turn * time.Duration(c.burst-1)
 	for i := range c.members {
 		if v := &c.members[i]; v.State == Ready {
-			if q, l := wait(v); q == queue && l <= late {
+			if q, d := rank(v); q == queue && d <= cost {
 				dst = append(dst, i)
 			}
 		}

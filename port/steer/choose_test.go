@@ -16,11 +16,12 @@ func busy(conns int) View    { return View{State: Ready, Wait: Busy, Conns: conn
 func blocked(conns int) View { return View{State: Ready, Wait: Busy, Conns: conns, Lag: time.Second} }
 func unknown(conns int) View { return View{State: Ready, Conns: conns} }
 
-func (v View) queued(n int) View        { v.Queue = n; return v }
-func (v View) lag(d time.Duration) View { v.Lag = d; return v }
-func (v View) asleep() View             { v.Asleep = true; return v }
-func (v View) gulps() View              { v.Gulps = true; return v }
-func in(s State) View                   { return View{State: s, Wait: Idle} }
+func (v View) queued(n int) View          { v.Queue = n; return v }
+func (v View) lag(d time.Duration) View   { v.Lag = d; return v }
+func (v View) asleep() View               { v.Asleep = true; return v }
+func (v View) costs(d time.Duration) View { v.Cost = d; return v }
+func (v View) gulps() View                { v.Gulps = true; return v }
+func in(s State) View                     { return View{State: s, Wait: Idle} }
 
 func TestChoose(t *testing.T) {
 	for _, c := range []struct {
@@ -57,20 +58,20 @@ func TestChoose(t *testing.T) {
 		{"none free: a running one rather than one that sleeps", []View{busy(0).asleep(), busy(5).queued(2), blocked(0)}, 0, []int{1}},
 		{"none free: but a burst goes to both", []View{busy(0).asleep(), busy(5), blocked(0)}, 12, []int{0, 1}},
 		{"none free: one that has run for longer than that rather than one that sleeps", []View{blocked(0).asleep(), busy(0).lag(10 * ms)}, 0, []int{1}},
-		{"none free: but not one that has run for longer than requests do", []View{blocked(0).asleep(), busy(0).lag(11 * ms)}, 0, []int{0}},
-		{"none running: the one that has slept for the longest", []View{busy(0).asleep(), blocked(0).lag(2 * time.Second).asleep(), blocked(0).asleep()}, 0, []int{1}},
+		{"none free: but not one that has run for longer than requests do", []View{blocked(0).asleep(), busy(0).lag(11 * ms).costs(ms)}, 0, []int{0}},
+		{"none running: the one that is likely to be free first", []View{busy(0).asleep().costs(3 * ms), blocked(0).costs(2 * ms).asleep(), blocked(0).asleep().costs(3 * ms)}, 0, []int{1}},
 		{"one that sleeps does not count as free, however few connections it has", []View{busy(0).asleep(), idle(2), idle(3)}, 0, []int{1}},
 		{"nor when the free ones cannot take a burst", []View{busy(0).asleep(), idle(0)}, 100, []int{1}},
 		{"none moving: the shortest queue", []View{blocked(0).queued(2), blocked(9).queued(1), blocked(0).queued(1)}, 0, []int{1, 2}},
 		{"none moving: connections do not count", []View{blocked(0), blocked(9)}, 0, []int{0, 1}},
-		{"none moving: of equal queues, the one that is blocked for the longest", []View{blocked(0), blocked(9).lag(2 * time.Second), blocked(0)}, 1, []int{1}},
-		{"none moving: the queue comes first", []View{blocked(0), blocked(9).lag(2 * time.Second).queued(1)}, 1, []int{0}},
-		{"none moving: but of one that takes all at once", []View{blocked(0), blocked(9).lag(2 * time.Second).queued(40).gulps()}, 1, []int{1}},
-		{"none moving: unless those before take as long", []View{blocked(0).lag(2*time.Second - 20*turn), blocked(9).lag(2 * time.Second).queued(21).gulps()}, 1, []int{0}},
-		{"none moving: both are equal", []View{blocked(0).lag(2*time.Second - 20*turn).gulps(), blocked(9).lag(2 * time.Second).queued(20).gulps()}, 1, []int{0, 1}},
-		{"none moving: a burst goes to all", []View{blocked(0), blocked(9).lag(2 * time.Second)}, perTick + 1, []int{0, 1}},
-		{"none moving: of those that take all at once, to those that have been blocked for about as long", []View{blocked(0).gulps(), blocked(9).lag(2 * time.Second).gulps(), blocked(9).lag(2*time.Second - 15*turn).gulps()}, 16, []int{1, 2}},
-		{"none moving: and when it is smaller, to one", []View{blocked(9).lag(2 * time.Second).gulps(), blocked(9).lag(2*time.Second - 15*turn).gulps()}, 15, []int{0}},
+		{"none moving: of equal queues, the one that is likely to be free first", []View{blocked(0).costs(9 * ms), blocked(9).costs(8 * ms), blocked(0).costs(9 * ms)}, 1, []int{1}},
+		{"none moving: the queue comes first", []View{blocked(0).costs(200 * ms), blocked(9).queued(1)}, 1, []int{0}},
+		{"none moving: but of one that takes all at once", []View{blocked(0).costs(200 * ms).gulps(), blocked(9).queued(19).gulps()}, 1, []int{1}},
+		{"none moving: unless there are many", []View{blocked(0).costs(200 * ms).gulps(), blocked(9).queued(21).gulps()}, 1, []int{0}},
+		{"none moving: both are equal", []View{blocked(0).costs(200 * ms).gulps(), blocked(9).queued(20).gulps()}, 1, []int{0, 1}},
+		{"none moving: a burst goes to all", []View{blocked(0).costs(9 * ms), blocked(9)}, perTick + 1, []int{0, 1}},
+		{"none moving: a burst goes to those that are as good after it, if they take all at once", []View{blocked(0).costs(151 * ms).gulps(), blocked(9).gulps(), blocked(9).costs(150 * ms).gulps()}, 16, []int{1, 2}},
+		{"none moving: and when it is smaller, to one", []View{blocked(9).gulps(), blocked(9).costs(150 * ms).gulps()}, 15, []int{0}},
 		{"the rest never", []View{in(Down), in(Starting), in(Hung), in(Draining), in(Standby), in(Leaving), blocked(9).queued(50)}, 1000, []int{6}},
 		{"the rest not even alone", []View{in(Down), in(Starting), in(Hung), in(Draining), in(Standby), in(Leaving)}, 0, nil},
 	} {
@@ -136,6 +137,8 @@ var anyView = rapid.Custom(func(t *rapid.T) View {
 		Conns:  rapid.IntRange(-1, 40).Draw(t, "conns"),
 		Asleep: rapid.Bool().Draw(t, "asleep"),
 		Lag:    rapid.SampledFrom([]time.Duration{0, ms, 8 * ms, time.Second}).Draw(t, "lag"),
+		Cost:   rapid.SampledFrom([]time.Duration{0, 5 * ms, 50 * ms, 300 * ms}).Draw(t, "cost"),
+		Gulps:  rapid.Bool().Draw(t, "gulps"),
 	}
 })
 
@@ -182,7 +185,7 @@ func TestChooseProperties(t *testing.T) {
 			}
 			for _, j := range got {
 				w := members[j]
-				if v.free() == w.free() && v.moving() == w.moving() && v.running() == w.running() && v.Lag == w.Lag && v.Queue <= w.Queue && v.Conns == w.Conns {
+				if v.free() == w.free() && v.moving() == w.moving() && v.running() == w.running() && v.Cost == w.Cost && v.Gulps == w.Gulps && v.Queue <= w.Queue && v.Conns == w.Conns {
 					t.Fatalf("member %d is no worse than %d and left out of %v", i, j, got)
 				}
 			}

@@ -190,6 +190,7 @@ type Poller struct {
 	arrived  int           // connections seen to arrive in this tick
 	burst    burst
 	pace     pace
+	later    time.Duration   // than the look before
 	spent    unix.Timespec   // for cpuTime
 	owed     []chan<- []Stat // not answered yet
 	watched  time.Duration   // when watch was called last
@@ -199,6 +200,7 @@ type Poller struct {
 	info     tcpInfo
 	ticks    atomic.Uint64
 	attaches atomic.Uint64
+	past     past
 }
 
 type group struct {
@@ -573,6 +575,7 @@ func (p *Poller) as(id identity, f func()) {
 func (p *Poller) tick(now time.Duration) time.Duration {
 	p.ticks.Add(1)
 	p.arrived, p.soon = 0, 0
+	p.later = now - p.pace.last
 	p.pace.look(now, p.cpuTime)
 	// What has come until now is fetched first, then the next is asked for, and only then the workers are looked at: so none is missed that changes what was seen.
 	for _, e := range p.full[:epollNow(p.queues, p.full)] {
@@ -773,8 +776,10 @@ func (p *Poller) steer(now time.Duration, g *group, burst int, last bool) {
 	}
 	free, soon := 0, 2
 	for i, m := range g.members {
-		g.views[i] = m.view(now, &p.opts)
-		switch v := g.views[i]; {
+		v := m.view(now, &p.opts)
+		p.past.learn(&g.views[i], &v, p.later)
+		g.views[i] = v
+		switch {
 		case v.free():
 			free++
 		case v.running():
@@ -787,6 +792,11 @@ func (p *Poller) steer(now time.Duration, g *group, burst int, last bool) {
 		p.plenty = p.plenty && free > 1
 		if free == 0 && (p.soon == 0 || soon < p.soon) {
 			p.soon = soon
+		}
+	}
+	for i := range g.views {
+		if v := &g.views[i]; free == 0 {
+			v.Cost = p.past.cost(v.Lag)
 		}
 	}
 	g.choice = pick(g.choice[:0], g.views, burst)

@@ -37,6 +37,7 @@ type simulation struct {
 	port    int
 	choose  func(now time.Duration, views []View, burst int) []int
 	burst   burst
+	past    past
 	arrived int
 
 	attaches, looks int
@@ -51,13 +52,16 @@ func (s *simulation) run(workers int, tick time.Duration) []time.Duration {
 	pace := newPace(shortestTick, longestTick)
 	pace.fixed(*simCost)
 	var choice []int
-	var asked, came time.Duration
+	var asked, came, last time.Duration
 	armed := false
 	for now := time.Duration(0); s.next < len(s.load); {
 		soon := 2
 		for i := range s.workers {
 			s.workers[i].advance(s, now)
-			views[i] = s.workers[i].view(now)
+			v := s.workers[i].view(now)
+			s.past.learn(&views[i], &v, now-last)
+			v.Cost = s.past.cost(v.Lag)
+			views[i] = v
 			switch {
 			case views[i].free():
 				soon = 0
@@ -65,6 +69,7 @@ func (s *simulation) run(workers int, tick time.Duration) []time.Duration {
 				soon = min(soon, 1)
 			}
 		}
+		last = now
 		s.burst.saw(now, s.arrived)
 		s.arrived = 0
 		s.looks++
@@ -215,6 +220,9 @@ func TestTailSimulated(t *testing.T) {
 				// Where hardly anything is late in the ideal world, a few requests more are as good as equal.
 				if limit := c.limit*best + 0.1; steered > limit || withoutConns > limit {
 					t.Errorf("%v/s of %v, tick %v: %.2f %% and %.2f %% late; the ideal is %.2f %%", rate, quick, tick, steered, withoutConns, best)
+				}
+				if tick == 0 && *simCost <= 2*ms && rate == 300 && quick <= ms && steered > shared {
+					t.Errorf("%v/s of %v: %.2f %% late, and %.2f with one queue for all", rate, quick, steered, shared)
 				}
 				if steered >= byQueue || byQueue >= byHash {
 					t.Errorf("%v/s of %v, tick %v: %.2f %% late steered, %.2f %% by queue, %.2f %% by hash; want each to be better than the next",
