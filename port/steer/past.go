@@ -2,9 +2,8 @@ package steer
 
 import "time"
 
-// past is how long members have been blocked lately, the latest first behind the first place, from which is guessed for how much longer one that is will be. It belongs to
-// one goroutine.
-type past [33]time.Duration
+// past is how long members have been blocked lately, the latest first, from which is guessed for how much longer one that is will be. It belongs to one goroutine.
+type past [32]time.Duration
 
 // lateness is what counts as late, and lateCosts how much more a wait counts that is: as long as it can still be avoided, it is worth some waiting of those that are late
 // anyway.
@@ -16,22 +15,28 @@ const (
 // learn learns from a member, as it was at a look and is the given time later. What cannot be told to within a factor of two is not learned.
 func (p *past) learn(was, is *View, later time.Duration) {
 	if was.blocked() && is.Lag < was.Lag && later <= was.Lag {
-		copy(p[2:], p[1:])
-		p[1] = was.Lag + later - is.Lag
+		copy(p[1:], p[:])
+		p[0] = was.Lag + later - is.Lag
 	}
 }
 
-// cost is what it is expected to cost to wait for a member that has been blocked for the given time: the mean of what was left of those that were blocked for as long, and
+// cost is what it is expected to cost to wait for a member that has been blocked for the given time: the mean of what was left of those that were blocked for longer, and
 // of one more that was for as long again.
 func (p *past) cost(since time.Duration) time.Duration {
-	p[0] = 2 * since
-	var sum, n time.Duration
+	sum, n := wait(since), time.Duration(1)
 	for _, length := range p {
-		if left := length - since; left >= 0 {
-			if sum, n = sum+left, n+1; left > lateness {
-				sum += lateCosts
-			}
+		if length > since {
+			sum += wait(length - since)
+			n++
 		}
 	}
 	return sum / n
+}
+
+// wait is what it costs to wait.
+func wait(d time.Duration) time.Duration {
+	if d > lateness {
+		return d + lateCosts
+	}
+	return d
 }
