@@ -52,7 +52,7 @@ func known(lengths ...time.Duration) (p past) {
 }
 
 func TestPastCost(t *testing.T) {
-	const l = lateCosts
+	const l = 100 * ms
 	for _, c := range []struct {
 		name    string
 		lengths []time.Duration
