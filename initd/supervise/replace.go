@@ -1,8 +1,6 @@
 package supervise
 
-import (
-	"time"
-)
+import "time"
 
 // reload asks for a new worker in every slot. A reload during a reload is
 // remembered once: what changed in between is loaded by the second round.

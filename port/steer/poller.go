@@ -794,8 +794,9 @@ func (p *Poller) steer(now time.Duration, g *group, burst int, last bool) {
 			p.soon = soon
 		}
 	}
-	for i := range g.views {
-		if v := &g.views[i]; free == 0 {
+	if free == 0 { // otherwise it does not count
+		for i := range g.views {
+			v := &g.views[i]
 			v.Cost = p.past.cost(v.Lag)
 		}
 	}
