@@ -90,9 +90,7 @@ func TestBlockedByTheFirst(t *testing.T) {
 	testneed.Linux(t, 6, 2)
 	f := startFleet(t, 2, false, nil, nil)
 	pid := f.workers[1].pid
-	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	signal(t, pid, unix.SIGSTOP)
 	inState(t, pid, ") T ")
 	p, err := NewPoller(Options{Hang: hang, Quiet: 20 * time.Millisecond, Tick: 2 * time.Millisecond})
 	if err != nil {
@@ -103,9 +101,7 @@ func TestBlockedByTheFirst(t *testing.T) {
 	p.Update(f.probed(t, nil))
 	settled(t, p, Ready, Ready)
 	f.reach(t, 1, askBind)
-	if err := unix.Kill(pid, unix.SIGCONT); err != nil {
-		t.Fatal(err)
-	}
+	signal(t, pid, unix.SIGCONT)
 	await(t, p, Blocked, 1)
 	settled(t, p, Ready, Hung)
 	quickOnes(t, f, 50)

@@ -23,18 +23,18 @@ func (p *past) learn(was, is *View, later time.Duration) {
 // cost is what it is expected to cost to wait for a member that has been blocked for the given time: the mean of what was left of those that were blocked for longer, and
 // of one more that was for as long again.
 func (p *past) cost(since time.Duration) time.Duration {
-	sum, n := wait(since), time.Duration(1)
+	sum, n := weigh(since), time.Duration(1)
 	for _, length := range p {
 		if length > since {
-			sum += wait(length - since)
+			sum += weigh(length - since)
 			n++
 		}
 	}
 	return sum / n
 }
 
-// wait is what it costs to wait.
-func wait(d time.Duration) time.Duration {
+// weigh is what it costs to wait.
+func weigh(d time.Duration) time.Duration {
 	if d > lateness {
 		return d + lateCosts
 	}

@@ -6,10 +6,10 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 )
 
@@ -96,12 +96,7 @@ func TestPastForgets(t *testing.T) {
 func TestPollerLearns(t *testing.T) {
 	p := tickFleet(t, 1)
 	m, w := p.groups[0].members[0], p.workers[0]
-	signal := func(sig syscall.Signal) {
-		if err := syscall.Kill(w.pid, sig); err != nil {
-			t.Fatal(err)
-		}
-	}
-	defer signal(syscall.SIGCONT)
+	defer signal(t, w.pid, unix.SIGCONT)
 	look := func(now time.Duration, what string, is func() bool) {
 		t.Helper()
 		eventually(t, what, func() bool {
@@ -111,14 +106,14 @@ func TestPollerLearns(t *testing.T) {
 	}
 	connectTo(t, m)
 	look(time.Second, "it waits for a request", func() bool { return w.wait == Idle && w.conns == 1 })
-	signal(syscall.SIGSTOP)
+	signal(t, w.pid, unix.SIGSTOP)
 	look(time.Second, "it is stopped", func() bool { return w.asleep })
 	p.tick(1100 * ms)
 	p.tick(1150 * ms)
 	if p.past[0] != 0 {
 		t.Errorf("learned %v of one that is still blocked", p.past[0])
 	}
-	signal(syscall.SIGCONT)
+	signal(t, w.pid, unix.SIGCONT)
 	look(1200*ms, "it goes on", func() bool { return w.wait == Idle })
 	if p.past[0] != 200*ms || p.past[1] != 0 {
 		t.Errorf("learned %v of one that was blocked for 200 ms", p.past[:2])
@@ -165,19 +160,7 @@ func TestBlocksOfAllKinds(t *testing.T) {
 				return pick(nil, views, burst)
 			}
 		}
-		mean := func(took []time.Duration) (mean time.Duration) {
-			n := 0
-			for i, a := range load {
-				if !a.block {
-					mean += took[i]
-					n++
-				}
-			}
-			return mean / time.Duration(n)
-		}
-		var lines []string
-		results := map[string][]time.Duration{}
-		for _, way := range []struct {
+		ways := []struct {
 			name string
 			cost func(View) time.Duration
 		}{
@@ -185,24 +168,30 @@ func TestBlocksOfAllKinds(t *testing.T) {
 			{"the longest", func(v View) time.Duration { return -v.Lag }},
 			{"the longest, however many wait", func(v View) time.Duration { return -v.Lag - turn*time.Duration(v.Queue) }},
 			{"the latest", func(v View) time.Duration { return v.Lag }},
-		} {
+		}
+		var lines []string
+		result := func(name string, took []time.Duration) (share float64, mean time.Duration) {
+			waits := quickOf(load, took)
+			slices.Sort(waits)
+			for _, d := range waits {
+				mean += d
+			}
+			share, mean = lateShare(load, took), mean/time.Duration(len(waits))
+			lines = append(lines, fmt.Sprintf("%s: %.2f %% late, mean %v, p99.9 %v", name, share, mean.Round(10*time.Microsecond), waits[len(waits)*999/1000].Round(ms)))
+			return share, mean
+		}
+		shares, means := make([]float64, len(ways)), make([]time.Duration, len(ways))
+		for i, way := range ways {
 			s := &simulation{load: load, work: work, choose: hung(way.cost)}
-			results[way.name] = s.run(4, 0)
+			shares[i], means[i] = result(way.name, s.run(4, 0))
 		}
-		results["shared"] = (&simulation{load: load, work: work}).runShared(4)
-		for _, name := range []string{"learned", "the longest", "the longest, however many wait", "the latest", "shared"} {
-			took := results[name]
-			sorted := slices.Sorted(slices.Values(took))
-			lines = append(lines, fmt.Sprintf("%s: %.2f %% late, mean %v, p99.9 %v", name, lateShare(load, took), mean(took).Round(10*time.Microsecond),
-				sorted[len(sorted)*999/1000].Round(ms)))
-		}
+		most, _ := result("shared", (&simulation{load: load, work: work}).runShared(4))
 		t.Logf("%s: %s", c.name, strings.Join(lines, "; "))
-		learned, longest := results["learned"], results["the longest"]
-		if got := float64(mean(learned)) / float64(mean(longest)); got > c.most {
+		if got := float64(means[0]) / float64(means[1]); got > c.most {
 			t.Errorf("%s: requests take %.2f times what they take when the worker that has been blocked for the longest gets them; want at most %v", c.name, got, c.most)
 		}
-		if got, most := lateShare(load, learned), lateShare(load, results["shared"]); got > most {
-			t.Errorf("%s: %.2f %% of the requests are late, and %.2f with one queue for all", c.name, got, most)
+		if shares[0] > most {
+			t.Errorf("%s: %.2f %% of the requests are late, and %.2f with one queue for all", c.name, shares[0], most)
 		}
 	}
 }

@@ -57,6 +57,14 @@ func stats(tb testing.TB, p *Poller) []Stat {
 	}
 }
 
+// signal sends a process a signal.
+func signal(tb testing.TB, pid int, sig unix.Signal) {
+	tb.Helper()
+	if err := unix.Kill(pid, sig); err != nil {
+		tb.Fatal(err)
+	}
+}
+
 // quickOnes makes n requests one after another and returns how long the slowest took.
 func quickOnes(tb testing.TB, f *fleet, n int) (slowest time.Duration) {
 	tb.Helper()
@@ -219,9 +227,7 @@ func TestPollerReportsTheStuck(t *testing.T) {
 	f := startFleet(t, 3, false, &Options{StuckAfter: 50 * time.Millisecond}, nil)
 	f.poller.Update(f.probed(t, nil))
 	settled(t, f.poller, Ready, Ready, Ready)
-	if err := unix.Kill(f.workers[2].pid, unix.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	signal(t, f.workers[2].pid, unix.SIGSTOP)
 	f.reach(t, 2, askQuick)
 	e := await(t, f.poller, Stuck, 2)
 	if e.Queue != 1 || e.For < 50*time.Millisecond || e.Group != 1 {
@@ -232,9 +238,7 @@ func TestPollerReportsTheStuck(t *testing.T) {
 	if s := stats(t, f.poller)[2]; s.Queue != 1 || s.Chosen {
 		t.Errorf("the stuck one: %+v", s)
 	}
-	if err := unix.Kill(f.workers[2].pid, unix.SIGCONT); err != nil {
-		t.Fatal(err)
-	}
+	signal(t, f.workers[2].pid, unix.SIGCONT)
 	if e := await(t, f.poller, Unstuck, 2); e.Queue != 0 {
 		t.Errorf("event %+v", e)
 	}
@@ -297,9 +301,7 @@ func TestSleepIsNoStall(t *testing.T) {
 	settled(t, f.poller, Ready, Ready)
 	quickOnes(t, f, 4)
 	sleeps(t, f.poller, 100*time.Millisecond) // the time that must not count
-	if err := unix.Kill(f.workers[1].pid, unix.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	signal(t, f.workers[1].pid, unix.SIGSTOP)
 	asked := time.Now()
 	f.reach(t, 1, askQuick)
 	e := await(t, f.poller, Stuck, 1)
@@ -549,7 +551,7 @@ func TestDrained(t *testing.T) {
 	f := startFleet(t, 2, false, &Options{Settle: 60 * time.Millisecond}, nil)
 	f.poller.Update(f.probed(t, nil))
 	settled(t, f.poller, Ready, Ready)
-	unix.Kill(f.workers[0].pid, unix.SIGSTOP)
+	signal(t, f.workers[0].pid, unix.SIGSTOP)
 	f.reach(t, 0, askQuick)
 	eventually(t, "a connection waits", func() bool { return stats(t, f.poller)[0].Queue == 1 })
 	f.poller.Update(f.membership(t, nil, map[int]State{0: Draining}))
@@ -560,7 +562,7 @@ func TestDrained(t *testing.T) {
 		t.Fatalf("event %+v while a connection waits", e)
 	case <-time.After(120 * time.Millisecond): // twice the settle time without the event that must not come
 	}
-	unix.Kill(f.workers[0].pid, unix.SIGCONT)
+	signal(t, f.workers[0].pid, unix.SIGCONT)
 	if e := await(t, f.poller, Drained, 0); e.For < 60*time.Millisecond {
 		t.Errorf("event %+v", e)
 	}
@@ -1118,13 +1120,8 @@ func tickFleet(tb testing.TB, n int) *Poller {
 func TestGulpsIsLearned(t *testing.T) {
 	p := tickFleet(t, 1)
 	m, w := p.groups[0].members[0], p.workers[0]
-	stop := func(sig syscall.Signal) {
-		if err := syscall.Kill(w.pid, sig); err != nil {
-			t.Fatal(err)
-		}
-	}
-	stop(syscall.SIGSTOP)
-	defer stop(syscall.SIGCONT)
+	signal(t, w.pid, unix.SIGSTOP)
+	defer signal(t, w.pid, unix.SIGCONT)
 	look := func(queue int) {
 		t.Helper()
 		eventually(t, fmt.Sprintf("%d connections wait", queue), func() bool {

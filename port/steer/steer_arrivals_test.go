@@ -202,9 +202,7 @@ func TestUntoldIsSoon(t *testing.T) {
 	for told, want := range map[bool]time.Duration{true: longestTick, false: 2 * shortestTick} {
 		p := tickFleet(t, 2)
 		for _, w := range p.workers { // who takes the connection would change what is seen
-			if err := syscall.Kill(w.pid, syscall.SIGSTOP); err != nil {
-				t.Fatal(err)
-			}
+			signal(t, w.pid, unix.SIGSTOP)
 			defer syscall.Kill(w.pid, syscall.SIGCONT)
 			inState(t, w.pid, ") T ")
 		}

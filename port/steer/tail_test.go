@@ -70,17 +70,23 @@ func lateShare(load []arrival, took []time.Duration) float64 { return slowShare(
 
 // slowShare is lateShare for another limit.
 func slowShare(load []arrival, took []time.Duration, limit time.Duration) float64 {
-	n, slow := 0, 0
-	for i, a := range load {
-		if a.block {
-			continue
-		}
-		n++
-		if took[i] > limit {
+	quick, slow := quickOf(load, took), 0
+	for _, d := range quick {
+		if d > limit {
 			slow++
 		}
 	}
-	return 100 * float64(slow) / float64(n)
+	return 100 * float64(slow) / float64(len(quick))
+}
+
+// quickOf is how long the requests took that do not block.
+func quickOf(load []arrival, took []time.Duration) (quick []time.Duration) {
+	for i, a := range load {
+		if !a.block {
+			quick = append(quick, took[i])
+		}
+	}
+	return quick
 }
 
 // play sends the load to the address, each request on a connection of its own at its time whatever became of the others, and returns how long each took from
