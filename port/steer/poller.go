@@ -549,7 +549,7 @@ func (p *Poller) workerOf(x Member, old []*worker) *worker {
 		}
 	}
 	now := time.Since(p.start)
-	w := &worker{seat: x.Seat, pid: x.PID, tid: x.TID, given: x.TID, id: identity{x.UID, x.GID}, moved: now, none: now, doubt: doubtFirst}
+	w := &worker{seat: x.Seat, pid: x.PID, tid: x.TID, given: x.TID, id: identity{x.UID, x.GID}, moved: now, none: now, doubt: doubtNew}
 	p.as(w.id, w.open)
 	p.workers = append(p.workers, w)
 	return w

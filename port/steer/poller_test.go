@@ -273,24 +273,34 @@ func TestOpenFilesAreNoConnections(t *testing.T) {
 	eventually(t, "connections go to both", func() bool { return f.anyone(t) == f.workers[0].pid })
 }
 
-// TestCountsAreRare: a worker that has a connection from its first look on is counted less and less often.
+// TestCountsAreRare: a new worker that seems to have a connection is counted at once, for it may be none, and then less and less often. Without one for a moment it is not new again.
 func TestCountsAreRare(t *testing.T) {
 	p := tickFleet(t, 1)
 	f := startFleet(t, 1, false, nil, nil)
 	m := f.membership(t, nil, nil)
 	p.adopt(&m)
 	w := p.workers[0]
-	w.conns = 1
-	counts, began := 0, w.none
-	for now := began; now < began+10*time.Second; now += time.Millisecond {
-		if w.wantsCount(now) {
-			w.recount(now, nil, &p.read)
+	began := w.none
+	counts := func(from, to time.Duration) (at []time.Duration) {
+		for now := from; now < to; now += time.Millisecond {
 			w.conns = 1
-			counts++
+			if w.wantsCount(began + now) {
+				w.recount(began+now, nil, &p.read)
+				at = append(at, now)
+			}
 		}
+		return at
 	}
-	if counts < 3 || counts > 6 {
-		t.Errorf("counted %d times in 10 s, want 3 to 6", counts)
+	w.count(began, false, &p.read)
+	at := counts(0, 10*time.Second)
+	if len(at) == 0 || at[0] > 2*time.Millisecond || len(at) > 14 {
+		t.Errorf("counted at %v, want the first time within 2 ms, and up to 14 times in all", at)
+	}
+	w.conns = 0
+	w.count(began+10*time.Second, false, &p.read)
+	again := counts(10*time.Second, 11*time.Second)
+	if len(again) == 0 || again[0] != 10*time.Second+doubtFirst {
+		t.Errorf("counted again at %v, want 200 ms after it had none", again)
 	}
 }
 

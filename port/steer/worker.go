@@ -59,9 +59,9 @@ const (
 	learnAfter = 256
 	// newLooks is how many looks a new worker gets without traffic until it is seen idle.
 	newLooks = 50
-	// doubtFirst is how long a worker must have had connections until they are counted for the first time, and doubtLongest the longest time until
-	// they are counted again. It doubles with each count.
-	doubtFirst, doubtLongest = 200 * time.Millisecond, 10 * time.Minute
+	// doubtFirst is how long a worker must have had connections until they are counted, and doubtLongest the longest time until they are counted again. It doubles with
+	// each count, and begins at doubtNew: most of what a worker opens for itself it opens when it has just begun to serve, and looks busier than the others by it.
+	doubtNew, doubtFirst, doubtLongest = time.Millisecond, 200 * time.Millisecond, 10 * time.Minute
 	// countMost bounds the number of descriptors that are counted. Among more connections a few more or less make no difference.
 	countMost = 512
 	// learnPause is the time between two searches for the accepting thread.
@@ -134,7 +134,7 @@ func (w *worker) count(now time.Duration, plenty bool, r *readings) (more int) {
 			w.moved = now
 		}
 		if w.conns == 0 {
-			w.none, w.doubt = now, doubtFirst
+			w.none, w.doubt = now, min(w.doubt, doubtFirst)
 		}
 	}
 	w.looked++
