@@ -305,11 +305,14 @@ func (c *chooser) pour(dst []int, k class) []int {
 }
 
 // serves tells whether a program that picks among attached, made for an earlier choice, is as good as one for the choice of now: it picks nobody that is not
-// in the choice, and nobody more than a third more often than it should. Making the kernel take a new program costs as much as looking at ten members, and with
+// in the choice, nobody more than a third more often than it should, and leaves nobody out unless few are expected until the next look. Making the kernel take a new program costs as much as looking at ten members, and with
 // short connections the choice would change at nearly every one. Both are as Choose returns them.
-func serves(attached, choice []int) bool {
+func serves(attached, choice []int, few bool) bool {
 	if len(attached) == 0 || len(choice) == 0 {
 		return len(attached) == len(choice)
+	}
+	if !few && different(attached) < different(choice) {
+		return false
 	}
 	for i, j := 0, 0; i < len(attached); {
 		for j < len(choice) && choice[j] < attached[i] {
@@ -331,6 +334,14 @@ func serves(attached, choice []int) bool {
 func run(list []int) int {
 	n := 1
 	for n < len(list) && list[n] == list[0] {
+		n++
+	}
+	return n
+}
+
+// different is how many different numbers are in the list.
+func different(list []int) (n int) {
+	for i := 0; i < len(list); i += run(list[i:]) {
 		n++
 	}
 	return n

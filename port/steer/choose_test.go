@@ -204,21 +204,22 @@ func TestChooseProperties(t *testing.T) {
 func TestServes(t *testing.T) {
 	for _, c := range []struct {
 		attached, choice []int
-		want             bool
+		few, many        bool
 	}{
-		{nil, nil, true},
-		{nil, []int{0}, false},
-		{[]int{0}, nil, false},
-		{[]int{0, 1, 2, 3}, []int{0, 1, 2, 3}, true},
-		{[]int{0, 1, 3}, []int{0, 1, 2, 3}, true}, // one has become free as well
-		{[]int{0, 1}, []int{0, 1, 2, 3}, false},
-		{[]int{0, 1, 2, 3}, []int{0, 1, 3}, false}, // one has begun to block
-		{[]int{4}, []int{0, 1, 2, 3}, false},
-		{[]int{0, 0, 0, 1}, []int{0, 0, 1}, true},
-		{[]int{0, 0, 1}, []int{0, 1, 1}, false},
+		{nil, nil, true, true},
+		{nil, []int{0}, false, false},
+		{[]int{0}, nil, false, false},
+		{[]int{0, 1, 2, 3}, []int{0, 1, 2, 3}, true, true},
+		{[]int{0, 1, 3}, []int{0, 1, 2, 3}, true, false}, // one has become free as well
+		{[]int{0, 1}, []int{0, 1, 2, 3}, false, false},
+		{[]int{0, 1, 2, 3}, []int{0, 1, 3}, false, false}, // one has begun to block
+		{[]int{4}, []int{0, 1, 2, 3}, false, false},
+		{[]int{0, 0, 0, 1}, []int{0, 0, 1}, true, true},
+		{[]int{0, 0, 1}, []int{0, 1, 1}, false, false},
+		{[]int{0, 0, 0, 0, 0, 1, 1, 1, 1, 1}, []int{0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2}, true, false},
 	} {
-		if got := serves(c.attached, c.choice); got != c.want {
-			t.Errorf("serves(%v, %v) = %v", c.attached, c.choice, got)
+		if few, many := serves(c.attached, c.choice, true), serves(c.attached, c.choice, false); few != c.few || many != c.many {
+			t.Errorf("serves(%v, %v) = %v for few connections and %v for many", c.attached, c.choice, few, many)
 		}
 	}
 	rapid.Check(t, func(t *rapid.T) {
@@ -243,10 +244,14 @@ func TestServes(t *testing.T) {
 		for _, i := range attached {
 			want = want && count(attached, i) <= count(choice, i)*4/3+1e-9
 		}
-		if got := serves(attached, choice); got != want {
+		few := rapid.Bool().Draw(t, "few")
+		for _, i := range choice {
+			want = want && (few || slices.Contains(attached, i))
+		}
+		if got := serves(attached, choice, few); got != want {
 			t.Fatalf("serves is %v, want %v", got, want)
 		}
-		if !serves(choice, choice) {
+		if !serves(choice, choice, few) {
 			t.Fatal("a choice does not serve itself")
 		}
 	})
@@ -271,7 +276,7 @@ func TestConnectionsStayBalanced(t *testing.T) {
 					members[i].Wait = Busy
 				}
 			}
-			if now := Choose(nil, members, 1); !serves(choice, now) {
+			if now := Choose(nil, members, 1); !serves(choice, now, true) {
 				choice = now
 			}
 			i := rapid.SampledFrom(choice).Draw(t, "pick")
@@ -333,7 +338,7 @@ func TestEveryOutputIsALiveMember(t *testing.T) {
 		var attached []int
 		for look := range 2 {
 			members := rapid.SliceOfN(anyView, n, n).Draw(t, "members")
-			if choice := pick(nil, members, rapid.IntRange(0, 100).Draw(t, "burst")); look == 0 || !serves(attached, choice) {
+			if choice := pick(nil, members, rapid.IntRange(0, 100).Draw(t, "burst")); look == 0 || !serves(attached, choice, rapid.Bool().Draw(t, "few")) {
 				attached = choice
 			}
 			ready, shelter := false, false

@@ -117,6 +117,9 @@ func (p *pace) came(after time.Duration) {
 // looks at regular times, and because the gap is a guess.
 func (p *pace) rushed() bool { return 6*p.gap < 5*p.price() }
 
+// expects is how many connections are likely to come until the next look, when none is asked for: those that a worker takes and ends in between are never seen.
+func (p *pace) expects() int { return int((p.price() - min(p.credit, 0)) / max(p.gap, 1)) }
+
 // pause is the time until the next look if no connection that is asked for comes before. Soon is above 0 when much may change without one: then it is how many of the
 // shortest pauses that takes.
 func (p *pace) pause(soon int) time.Duration {

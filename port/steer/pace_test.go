@@ -195,6 +195,28 @@ func TestPaceLooksAtTimes(t *testing.T) {
 	}
 }
 
+// TestPaceExpects: connections come until the next look as fast as those that were asked for have.
+func TestPaceExpects(t *testing.T) {
+	p := newPace(ms, 8*ms)
+	p.fixed(3 * ms)
+	for range 200 {
+		p.came(ms / 2)
+	}
+	if got := p.expects(); got < 5 || got > 6 {
+		t.Errorf("%d connections are expected in 3 ms, want 6", got)
+	}
+	p.credit = -3 * ms // the next look is later
+	if got := p.expects(); got < 11 || got > 12 {
+		t.Errorf("%d connections are expected in 6 ms, want 12", got)
+	}
+	for range 3 * paceSamples {
+		p.came(0)
+	}
+	if got := p.expects(); got < 100 {
+		t.Errorf("%d connections are expected when they come faster than can be told", got)
+	}
+}
+
 // TestPaceAsksSeldom: the CPU time is asked for once in many looks.
 func TestPaceAsksSeldom(t *testing.T) {
 	p := newPace(ms, 4*ms)

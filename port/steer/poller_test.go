@@ -273,6 +273,30 @@ func TestOpenFilesAreNoConnections(t *testing.T) {
 	eventually(t, "connections go to both", func() bool { return f.anyone(t) == f.workers[0].pid })
 }
 
+// TestManyBetweenTwoLooks: of connections that are served one by one and so fast that a look sees only the last of them, those until the next look do not all go to the worker
+// that happens to be free at that moment.
+func TestManyBetweenTwoLooks(t *testing.T) {
+	f := startFleet(t, 2, false, &Options{Tick: 20 * time.Millisecond}, nil)
+	f.poller.Update(f.probed(t, nil))
+	settled(t, f.poller, Ready, Ready)
+	const many = 400
+	for range many { // until it is known how fast they come
+		f.anyone(t)
+	}
+	looks, changes, last := f.poller.ticks.Load(), 0, 0
+	for range many {
+		if pid := f.anyone(t); pid != last {
+			last = pid
+			changes++
+		}
+	}
+	looks = f.poller.ticks.Load() - looks
+	t.Logf("the worker changed %d times in %d connections and %d looks", changes, many, looks)
+	if changes < many*2/5 {
+		t.Errorf("the worker changed %d times in %d connections, want %d or more", changes, many, many*2/5)
+	}
+}
+
 // TestCountsAreRare: a new worker that seems to have a connection is counted at once, for it may be none, and then less and less often. Without one for a moment it is not new again.
 func TestCountsAreRare(t *testing.T) {
 	p := tickFleet(t, 1)

@@ -78,16 +78,19 @@ func (s *simulation) run(workers int, tick time.Duration) []time.Duration {
 			armed = false
 		}
 		pace.look(now, func() time.Duration { return 0 })
-		if now := s.choose(now, views, s.burst.next); !serves(choice, now) {
-			choice = now
-			s.attaches++
-		}
-		due := now + tick
+		due, burst := now+tick, s.burst.next
 		if tick == 0 {
 			due = now + pace.pause(soon)
 			if !armed && pace.asks() {
 				asked, armed = now, true
 			}
+			if !armed {
+				burst = max(burst, pace.expects())
+			}
+		}
+		if now := s.choose(now, views, burst); !serves(choice, now, burst <= perTick) {
+			choice = now
+			s.attaches++
 		}
 		for ; s.next < len(s.load) && s.load[s.next].at < due; s.next++ {
 			at := s.load[s.next].at
