@@ -174,6 +174,35 @@ func TestServersThatStopListening(t *testing.T) {
 	}
 }
 
+// A new worker that opens a file for itself is not taken for a busier one than the others, which have had theirs for long: of requests one after the other it gets its
+// share. The test can fail while such a file counts as a connection for 200 ms, which is longer than they take.
+func TestNewWorkerGetsItsShare(t *testing.T) {
+	address := freeAddress(t)
+	url := "http://" + address
+	const many = 4
+	said := runSkep(t, []string{"-w", strconv.Itoa(many)}, python(t), filepath.Join(programs, "latefile.py"), address[len("127.0.0.1:"):])
+	ready(t, said, many)
+	began := time.Now()
+	old := map[int]int{}
+	waitFor(t, url, 30*time.Second, "half a second of answers by all", func(seen []request) bool {
+		old = pids(seen)
+		return len(old) == many && time.Since(began) > 500*time.Millisecond
+	})
+	for pid := range old {
+		kill(t, strconv.Itoa(pid))
+		break
+	}
+	waitFor(t, url, 30*time.Second, "an answer of the new worker", func(seen []request) bool { return old[seen[len(seen)-1].pid] == 0 })
+	requests := make([]request, 100)
+	for i := range requests {
+		requests[i] = ask(t.Context(), url)
+	}
+	t.Logf("answers by pid: %v", pids(requests))
+	if err := spread(requests, many); err != nil {
+		t.Error(err)
+	}
+}
+
 // Real servers, unmodified, on one port with four workers, in what a container may by
 // default and in one that may nothing. One container has them all, one after
 // another: without a layered file system each container costs as much as ten servers.
