@@ -305,8 +305,9 @@ func (c *chooser) pour(dst []int, k class) []int {
 }
 
 // serves tells whether a program that picks among attached, made for an earlier choice, is as good as one for the choice of now: it picks nobody that is not
-// in the choice, nobody more than a third more often than it should, and leaves nobody out unless few are expected until the next look. Making the kernel take a new program costs as much as looking at ten members, and with
-// short connections the choice would change at nearly every one. Both are as Choose returns them.
+// in the choice, nobody more than a third more often than it should, and leaves nobody out unless few connections are expected until the next look. Making the
+// kernel take a new program costs as much as looking at ten members, and with short connections the choice would change at nearly every one. Both are as Choose
+// returns them.
 func serves(attached, choice []int, few bool) bool {
 	if len(attached) == 0 || len(choice) == 0 {
 		return len(attached) == len(choice)
