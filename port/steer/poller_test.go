@@ -320,6 +320,9 @@ func TestCountsAreRare(t *testing.T) {
 	if len(at) == 0 || at[0] > 2*time.Millisecond || len(at) > 14 {
 		t.Errorf("counted at %v, want the first time within 2 ms, and up to 14 times in all", at)
 	}
+	if i := slices.IndexFunc(at, func(d time.Duration) bool { return d >= doubtFirst }); i < 0 || len(at)-i < 3 || len(at)-i > 6 {
+		t.Errorf("counted at %v, want 3 to 6 times after the first 200 ms", at)
+	}
 	w.conns = 0
 	w.count(began+10*time.Second, false, &p.read)
 	again := counts(10*time.Second, 11*time.Second)
